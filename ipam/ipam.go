@@ -1,0 +1,128 @@
+// Package ipam is the domain of address management, without any I/O: pools
+// and ranges, attachments and owners, the record of an address and its
+// states, the requests that a plugin makes, and the choice of the next
+// address. Storage lives in the subpackages; they speak in these types.
+//
+// An address is held by at most one attachment of a node, and every state
+// change goes through one of the transitions that State documents.
+package ipam
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Attachment is what the CNI specification calls one: an interface of a
+// container on a network. All three parts are required.
+type Attachment struct {
+	Network     string `json:"network"`
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+}
+
+func (a Attachment) String() string { return a.Network + "/" + a.ContainerID + "/" + a.IfName }
+
+// Netns names a network namespace. A path may be used again by another
+// namespace; device and inode may not within one boot while it lives.
+type Netns struct {
+	Path  string `json:"path,omitempty"`
+	Dev   uint64 `json:"dev,omitempty"`
+	Inode uint64 `json:"inode,omitempty"`
+}
+
+// State of an address. An address without a record is free.
+type State string
+
+const (
+	// Held: in use by Record.Attachment.
+	Held State = "held"
+	// Cooling: released. Until Record.Until the last owner may have it back
+	// at once, and others only when nothing else is free, oldest first.
+	Cooling State = "cooling"
+	// Quarantined: somebody outside the ledger answered for it; not given to
+	// anybody before Record.Until.
+	Quarantined State = "quarantined"
+	// Reserved: kept out of use by the operator, or found in use by a rebuild
+	// that could not tell by whom.
+	Reserved State = "reserved"
+)
+
+// Record is what the ledger keeps of one address that is not free.
+type Record struct {
+	// Version of this JSON shape; 1.
+	Version int `json:"v"`
+	// Pool is the pool's name; of a local pool, the network's.
+	Pool string `json:"pool"`
+	// Address with the length of its subnet.
+	Address netip.Prefix `json:"address"`
+	// Gateway of the subnet; the zero value means none.
+	Gateway netip.Addr `json:"gateway,omitzero"`
+	State   State      `json:"state"`
+	// Attachment that holds the address, or held it last.
+	Attachment Attachment `json:"attachment,omitzero"`
+	// Runtime is the name of the program that ran the plugin, so that one
+	// runtime's garbage collection spares another's containers.
+	Runtime string `json:"runtime,omitempty"`
+	Netns   Netns  `json:"netns,omitzero"`
+	// BootID of the kernel the namespace lived in.
+	BootID string `json:"bootID,omitempty"`
+	// MAC of the interface, where the plugin knew it; colon-separated.
+	MAC string `json:"mac,omitempty"`
+	// Owner is the sticky key, "namespace/pod" where the runtime tells; empty
+	// where it does not.
+	Owner string `json:"owner,omitempty"`
+	// Since is when the record came into State, wall clock, UTC.
+	Since time.Time `json:"since"`
+	// Until ends Cooling and Quarantined; zero in other states.
+	Until time.Time `json:"until,omitzero"`
+	// Strict keeps a cooling address from anybody but its owner until Until.
+	Strict bool `json:"strict,omitempty"`
+	// Reason says why the address is quarantined or reserved.
+	Reason string `json:"reason,omitempty"`
+	// MissedAt is when the holder's namespace was first seen to be gone.
+	MissedAt time.Time `json:"missedAt,omitzero"`
+}
+
+// Over reports whether a Cooling or Quarantined record has run its time. A
+// clock set back to before the state began ends it too: a wrong clock must
+// not keep an address out of use for longer than the state was to last.
+func (r Record) Over(now time.Time) bool {
+	switch r.State {
+	case Cooling, Quarantined:
+		return !now.Before(r.Until) || now.Before(r.Since)
+	}
+	return false
+}
+
+// Uses are the things on this node that attachments share and that go with
+// their last user. The zero value uses nothing.
+type Uses struct {
+	// Parent interface by name.
+	Parent string `json:"parent,omitempty"`
+	// VLAN id of the sub-interface made on Parent; 0 means none.
+	VLAN int `json:"vlan,omitempty"`
+	// HostAccess: the attachment is reached from the host through the sibling
+	// on Parent (or on its VLAN sub-interface).
+	HostAccess bool `json:"hostAccess,omitempty"`
+}
+
+// Shared reports whether anything is used that needs a reference count.
+func (u Uses) Shared() bool { return u.VLAN != 0 || u.HostAccess }
+
+// AttachmentRecord is what the ledger keeps of an attachment beside its
+// addresses; it exists for every attachment that holds an address or whose
+// Uses are shared.
+type AttachmentRecord struct {
+	Version    int        `json:"v"`
+	Attachment Attachment `json:"attachment"`
+	Runtime    string     `json:"runtime,omitempty"`
+	Netns      Netns      `json:"netns,omitzero"`
+	BootID     string     `json:"bootID,omitempty"`
+	MAC        string     `json:"mac,omitempty"`
+	Uses       Uses       `json:"uses,omitzero"`
+	// Addresses held, in the order of the pool's range sets.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	Since     time.Time    `json:"since"`
+	// MissedAt is when the namespace was first seen to be gone.
+	MissedAt time.Time `json:"missedAt,omitzero"`
+}

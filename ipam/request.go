@@ -1,0 +1,78 @@
+package ipam
+
+import (
+	"net/netip"
+	"time"
+)
+
+// AllocateRequest asks for one address from every range set of the pool, in
+// one transaction with the record of what else the attachment uses.
+type AllocateRequest struct {
+	Attachment Attachment `json:"attachment"`
+	// Pool to draw from; one without range sets records Uses alone.
+	Pool Pool `json:"pool"`
+	// Addresses asked for, each inside a range set of its own; the range
+	// sets that are left choose freely.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Avoid lists addresses that are in use without a record: the host's own.
+	Avoid []netip.Addr `json:"avoid,omitempty"`
+	// MAC of the interface when the user fixed it.
+	MAC string `json:"mac,omitempty"`
+	// MACPrefix, where MAC is empty, has the MAC derived from network and
+	// first address: one to five octets, colon-separated. Empty: no MAC.
+	MACPrefix string `json:"macPrefix,omitempty"`
+	Owner     string `json:"owner,omitempty"`
+	Runtime   string `json:"runtime,omitempty"`
+	Netns     Netns  `json:"netns,omitzero"`
+	Uses      Uses   `json:"uses,omitzero"`
+}
+
+// Allocation is what an attachment holds after AllocateRequest.
+type Allocation struct {
+	// Addresses, one for each range set, in its order.
+	Addresses []Address `json:"addresses,omitempty"`
+	// MAC to give the interface; empty when the request left it open.
+	MAC string `json:"mac,omitempty"`
+	// Known is set when the attachment held exactly this before the request:
+	// a failed ADD must then not release it.
+	Known bool `json:"known,omitempty"`
+}
+
+// Address of an allocation.
+type Address struct {
+	// Prefix is the address with the length of its subnet.
+	Prefix  netip.Prefix `json:"prefix"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+}
+
+// ReleaseRequest gives back all that the attachment holds and uses; that it
+// holds nothing is no error.
+type ReleaseRequest struct {
+	Attachment Attachment `json:"attachment"`
+	// Before, unless zero, spares records made at or after it.
+	Before time.Time `json:"before,omitzero"`
+	// Undo releases without cooling: the addresses were never in use.
+	Undo bool `json:"undo,omitempty"`
+	// Conflict, unless empty, quarantines the addresses listed instead of
+	// freeing them.
+	Conflict []Conflict `json:"conflict,omitempty"`
+}
+
+// Conflict is a sign of life of somebody else at an address.
+type Conflict struct {
+	Address netip.Addr `json:"address"`
+	// Reason for people, such as "answered by 02:00:00:00:00:01".
+	Reason string `json:"reason"`
+}
+
+// Released says what a release has left behind.
+type Released struct {
+	// Records freed, cooled or quarantined, as they were before.
+	Records []Record `json:"records,omitempty"`
+	// Uses of the attachment that ended; the zero value when it used nothing.
+	Uses Uses `json:"uses,omitzero"`
+	// VLANUsers and HostAccessUsers count the attachments that still use the
+	// sub-interface and the host-side sibling named by Uses.
+	VLANUsers       int `json:"vlanUsers,omitempty"`
+	HostAccessUsers int `json:"hostAccessUsers,omitempty"`
+}

@@ -1,0 +1,108 @@
+package attach
+
+import (
+	"context"
+	"errors"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client"
+	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/fault"
+	"github.com/underlay-cni/underlay/pkg/link"
+	"github.com/underlay-cni/underlay/pkg/netns"
+)
+
+// Del detaches the container. What is gone already is success: the namespace,
+// the parent, the record. The link goes before its address is given back, so
+// that nobody gets an address that still answers. All steps are tried.
+func Del(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
+	att := attachment(req, conf)
+	linkErr := deleteFrom(req.Netns, att, kind)
+	fault.Point("attach.unlinked")
+	ipamType, err := conf.IPAMType()
+	if err != nil {
+		return errors.Join(linkErr, err)
+	}
+	if ipamType != "" && ipamType != OwnIPAM {
+		err = cni.Foreign{Type: ipamType, Conf: req.Stdin}.Del(ctx)
+	}
+	if linkErr != nil || !touchesLedger(conf, ipamType) {
+		return errors.Join(linkErr, err)
+	}
+	return errors.Join(err, release(ctx, newClient(conf), kind, ipam.ReleaseRequest{Attachment: att}, client.Identify(req.Netns)))
+}
+
+// release gives back what an attachment holds and removes what nobody shares
+// any more. done is the namespace that the link has been removed from: a link
+// elsewhere, because the runtime told no namespace or a wrong one, is found
+// through the record.
+func release(ctx context.Context, c *client.Client, kind Kind, req ipam.ReleaseRequest, done ipam.Netns) error {
+	released, err := c.Release(ctx, req, func(rec ipam.AttachmentRecord) error {
+		if rec.Netns.Inode == 0 || rec.Netns.Dev == done.Dev && rec.Netns.Inode == done.Inode {
+			return nil
+		}
+		return deleteWherever(rec, kind)
+	})
+	if err != nil {
+		return err
+	}
+	fault.Point("attach.released")
+	if !released.Uses.Shared() {
+		return nil
+	}
+	h, err := link.Open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return unshare(ctx, c, h, released)
+}
+
+// deleteFrom removes the attachment's link from the namespace at path; there
+// being none is success.
+func deleteFrom(path string, att ipam.Attachment, kind Kind) error {
+	if path == "" {
+		return nil
+	}
+	ns, err := netns.Open(path)
+	if errors.Is(err, netns.ErrGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return deleteIn(ns, att, kind)
+}
+
+// deleteWherever removes the link from the very namespace that it was made
+// in, if that lives.
+func deleteWherever(rec ipam.AttachmentRecord, kind Kind) error {
+	ns, err := netns.Find(rec.Netns.Path, rec.Netns.Dev, rec.Netns.Inode)
+	if errors.Is(err, netns.ErrGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return deleteIn(ns, rec.Attachment, kind)
+}
+
+func deleteIn(ns *netns.NS, att ipam.Attachment, kind Kind) error {
+	return ns.Do(func() error {
+		h, err := link.Open()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		l, err := h.ByName(att.IfName)
+		if errors.Is(err, link.ErrNotFound) {
+			return nil
+		}
+		if err != nil || !isOurs(l, kind, att) {
+			return err
+		}
+		return h.Delete(l.Index)
+	})
+}

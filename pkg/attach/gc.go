@@ -1,0 +1,89 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client"
+	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/link"
+)
+
+// GC releases what attachments of this network and this runtime hold that the
+// runtime does not list as valid, as far as they were made before the call.
+// Their links go first.
+func GC(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
+	began := time.Now()
+	valid, err := conf.Valid()
+	if err != nil {
+		return err
+	}
+	ipamType, err := conf.IPAMType()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	if ipamType != "" && ipamType != OwnIPAM {
+		errs = append(errs, cni.Foreign{Type: ipamType, Conf: req.Stdin}.GC(ctx))
+	}
+	if !touchesLedger(conf, ipamType) {
+		return errors.Join(errs...)
+	}
+	c := newClient(conf)
+	stale, err := c.Stale(ctx, conf.Name, client.Runtime(req.Path), began, func(containerID, ifName string) bool {
+		return valid[types.GCAttachment{ContainerID: containerID, IfName: ifName}]
+	})
+	errs = append(errs, err)
+	for _, rec := range stale {
+		errs = append(errs, release(ctx, c, kind, ipam.ReleaseRequest{Attachment: rec.Attachment, Before: began}, ipam.Netns{}))
+	}
+	return errors.Join(append(errs, reap(ctx, c, conf))...)
+}
+
+// reap removes shared links that a crash has left without users.
+func reap(ctx context.Context, c *client.Client, conf *Config) error {
+	if conf.Master == "" || conf.VLAN == 0 && !conf.HostAccess {
+		return nil
+	}
+	h, err := link.Open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return unshare(ctx, c, h, ipam.Released{Uses: ipam.Uses{Parent: conf.Master, VLAN: conf.VLAN, HostAccess: conf.HostAccess}})
+}
+
+// Status reports, with code 50, why an ADD would fail: the parent, the ledger
+// or a foreign IPAM plugin.
+func Status(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
+	p, err := newPlan(req, conf, kind)
+	if err != nil {
+		return err
+	}
+	if p.foreignType() {
+		if err := p.foreignIPAM().Status(ctx); err != nil {
+			return err
+		}
+	}
+	if !conf.LinkInContainer { // no container to look into
+		h, err := link.Open()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		if _, err := p.findParent(h); err != nil {
+			return cni.Errorf(cni.CodeNotAvailable, "%w", err)
+		}
+	}
+	if p.ipamType != OwnIPAM {
+		return nil
+	}
+	if err := p.client.Status(ctx, p.ipam); err != nil {
+		return cni.Errorf(cni.CodeNotAvailable, "%w", err)
+	}
+	return nil
+}

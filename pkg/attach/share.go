@@ -1,0 +1,233 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client"
+	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/link"
+)
+
+// What attachments of one parent share on the host, the VLAN sub-interface
+// and the sibling of hostAccess, goes with its last user. The ledger counts
+// the users. Whoever makes or removes a shared link holds the parent's lock;
+// an attachment is recorded before it makes, and gone from the record before
+// it removes, so that counting under the lock never misses one.
+
+// share makes what the attachment uses, and finds what its link sits on.
+func (a *adder) share(ctx context.Context) error {
+	a.carrier = a.parent
+	if !a.uses(a.parent.Name).Shared() {
+		return nil
+	}
+	unlock, err := lockParent(ctx, a.client, a.parent.Name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if a.VLAN != 0 {
+		if a.carrier, err = a.parentSide.EnsureVLAN(a.parent, a.VLAN); err != nil {
+			return cni.Errorf(cni.CodeParent, "vlan: %w", err)
+		}
+	}
+	if a.HostAccess {
+		if a.sibling, err = a.parentSide.EnsureSibling(a.carrier); err != nil {
+			return cni.Errorf(cni.CodeParent, "%w", err)
+		}
+	}
+	return nil
+}
+
+// unshare removes what nobody uses any more after a release.
+func (a *adder) unshare(ctx context.Context, r ipam.Released) error {
+	return unshare(ctx, a.client, a.parentSide, r)
+}
+
+func unshare(ctx context.Context, c *client.Client, h *link.Handle, r ipam.Released) error {
+	u := r.Uses
+	if !u.Shared() {
+		return nil
+	}
+	unlock, err := lockParent(ctx, c, u.Parent)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	vlan, host, err := c.Users(ctx, u)
+	if err != nil {
+		return err
+	}
+	carrier := u.Parent
+	if u.VLAN != 0 {
+		carrier, _ = link.VLANName(u.Parent, u.VLAN)
+	}
+	var errs []error
+	switch {
+	case !u.HostAccess:
+	case len(host) == 0:
+		errs = append(errs, h.DeleteSibling(carrier))
+	default:
+		errs = append(errs, unreach(h, carrier, r.Records))
+	}
+	if u.VLAN != 0 && len(vlan) == 0 {
+		errs = append(errs, h.DeleteVLAN(u.Parent, u.VLAN))
+	}
+	return errors.Join(errs...)
+}
+
+func unreach(h *link.Handle, carrier string, recs []ipam.Record) error {
+	sibling, err := h.ByName(link.SiblingName(carrier))
+	if errors.Is(err, link.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range recs {
+		errs = append(errs, h.Unreach(sibling, r.Address.Addr()))
+	}
+	return errors.Join(errs...)
+}
+
+// hostAddresses are those of the interface that the link will sit on: in the
+// container's subnet, but nobody answers for them to a sibling's probe.
+func (a *adder) hostAddresses() ([]netip.Addr, error) {
+	carrier := a.parent
+	if a.VLAN != 0 {
+		name, _ := link.VLANName(a.parent.Name, a.VLAN)
+		l, err := a.parentSide.ByName(name)
+		if errors.Is(err, link.ErrNotFound) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		carrier = l
+	}
+	list, err := a.parentSide.Addrs(carrier.Index)
+	out := make([]netip.Addr, len(list))
+	for i, p := range list {
+		out[i] = p.Addr()
+	}
+	return out, err
+}
+
+// meet pairs each address of the container with the address that it is to
+// know the host by; families that the host has no address of are left out.
+func (a *adder) meet() error {
+	if !a.HostAccess {
+		return nil
+	}
+	own, err := a.parentSide.Addrs(a.carrier.Index)
+	if err != nil {
+		return err
+	}
+	a.known = make(map[netip.Prefix]netip.Addr)
+	for _, p := range a.prefixes() {
+		if host, ok := link.HostAddr(own, p.Addr()); ok {
+			a.known[p] = host
+		}
+	}
+	if len(a.known) == 0 {
+		return invalid("hostAccess: %q has no address that the container could know the host by", a.carrier.Name)
+	}
+	return nil
+}
+
+// meetHost is the container's side of hostAccess, called inside it.
+func (a *adder) meetHost(h *link.Handle) error {
+	for p, host := range a.known {
+		if !p.Masked().Contains(host) {
+			r := link.Route{Dst: netip.PrefixFrom(host, host.BitLen()), Scope: -1}
+			if err := h.AddRoute(a.index, r); err != nil {
+				return err
+			}
+		}
+		if err := h.SetNeighbour(a.index, host, a.sibling.MAC); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reach is the host's side of hostAccess. It mends that of the carrier's
+// other users too: the kernel drops their routes when the host's address, the
+// source of them all, changes.
+func (a *adder) reach(ctx context.Context) error {
+	if !a.HostAccess {
+		return nil
+	}
+	own, err := a.parentSide.Addrs(a.carrier.Index)
+	if err != nil {
+		return err
+	}
+	_, users, err := a.client.Users(ctx, a.uses(a.parent.Name))
+	if err != nil {
+		return err
+	}
+	routes, err := a.parentSide.Routes(a.sibling.Index)
+	if err != nil {
+		return err
+	}
+	there := make(map[netip.Addr]bool, len(routes))
+	for _, r := range routes {
+		there[r.Dst.Addr()] = true
+	}
+	for p, host := range a.known {
+		there[p.Addr()] = true
+		if err := a.parentSide.Reach(a.sibling, p.Addr(), host, a.mac); err != nil {
+			return err
+		}
+	}
+	for _, u := range users {
+		mac, err := net.ParseMAC(u.MAC)
+		if err != nil || u.Attachment == a.att {
+			continue
+		}
+		for _, c := range u.Addresses {
+			if host, ok := link.HostAddr(own, c); ok && !there[c] {
+				if err := a.parentSide.Reach(a.sibling, c, host, mac); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// lockParent keeps other processes from making or removing what is shared on
+// a parent until unlock.
+func lockParent(ctx context.Context, c *client.Client, parent string) (unlock func(), err error) {
+	path := filepath.Join(c.Options().RunDir, "parent-"+parent+".lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %q: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("lock %q: %w", path, ctx.Err())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}

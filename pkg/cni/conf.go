@@ -1,0 +1,117 @@
+package cni
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+)
+
+// NetConf is what every plugin reads of a network configuration; a plugin
+// embeds it in its own. Unknown keys at the top level are left alone, since
+// runtimes add theirs.
+type NetConf struct {
+	CNIVersion string `json:"cniVersion"`
+	Name       string `json:"name"`
+	Type       string `json:"type"`
+	// IPAM is the object as it stands; nil when absent.
+	IPAM json.RawMessage `json:"ipam"`
+	DNS  types.DNS       `json:"dns"`
+	// PrevResult is the result of the plugin before in the chain, or at CHECK
+	// and DEL that of the ADD; nil when absent.
+	PrevResult json.RawMessage `json:"prevResult"`
+	// RuntimeConfig is what the runtime passes for declared capabilities.
+	RuntimeConfig struct {
+		MAC      string              `json:"mac"`
+		IPs      []string            `json:"ips"`
+		IPRanges [][]json.RawMessage `json:"ipRanges"`
+	} `json:"runtimeConfig"`
+	Args struct {
+		CNI struct {
+			IPs []string `json:"ips"`
+		} `json:"cni"`
+	} `json:"args"`
+	// DataDir and RunDir place the ledger; "" means the default.
+	DataDir string `json:"dataDir"`
+	RunDir  string `json:"runDir"`
+
+	// ValidAttachments is nil when the key is absent, "null" when it is null.
+	ValidAttachments json.RawMessage `json:"cni.dev/valid-attachments"`
+}
+
+// Decode reads stdin into conf, a pointer to a struct that embeds NetConf.
+// A value of the wrong type is an error that names its key.
+func Decode(stdin []byte, conf any) error {
+	err := json.Unmarshal(stdin, conf)
+	var te *json.UnmarshalTypeError
+	if errors.As(err, &te) {
+		field := te.Field
+		if field == "" {
+			field = "network configuration"
+		}
+		return Errorf(types.ErrDecodingFailure, "%s: a %s cannot stand here, want %s", field, te.Value, te.Type)
+	}
+	if err != nil {
+		return Errorf(types.ErrDecodingFailure, "network configuration: %w", err)
+	}
+	return nil
+}
+
+// IPAMType is ipam.type; "" means the interface gets no addresses.
+func (c *NetConf) IPAMType() (string, error) {
+	if len(c.IPAM) == 0 || bytes.Equal(c.IPAM, []byte("null")) {
+		return "", nil
+	}
+	var ipam struct {
+		Type string `json:"type"`
+	}
+	if err := json.Unmarshal(c.IPAM, &ipam); err != nil {
+		return "", Errorf(types.ErrDecodingFailure, "ipam: %w", err)
+	}
+	return ipam.Type, nil
+}
+
+// Previous parses PrevResult; nil when there is none.
+func (c *NetConf) Previous() (*current.Result, error) {
+	if len(c.PrevResult) == 0 || bytes.Equal(c.PrevResult, []byte("null")) {
+		return nil, nil
+	}
+	raw, err := version.NewResult(c.CNIVersion, c.PrevResult)
+	if err != nil {
+		return nil, Errorf(types.ErrDecodingFailure, "prevResult: %w", err)
+	}
+	res, err := current.NewResultFromResult(raw)
+	if err != nil {
+		return nil, Errorf(types.ErrDecodingFailure, "prevResult: %w", err)
+	}
+	return res, nil
+}
+
+// Valid are the attachments that GC must spare. An absent key is an error
+// (an old runtime, or none at all: nothing may be removed on its word); null
+// and [] mean that none is valid.
+func (c *NetConf) Valid() (map[types.GCAttachment]bool, error) {
+	const key = "cni.dev/valid-attachments"
+	if c.ValidAttachments == nil {
+		return nil, Errorf(types.ErrInvalidNetworkConfig, "%s: is missing; without it nothing is removed", key)
+	}
+	var list []types.GCAttachment
+	if err := json.Unmarshal(c.ValidAttachments, &list); err != nil {
+		return nil, Errorf(types.ErrDecodingFailure, "%s: %w", key, err)
+	}
+	valid := make(map[types.GCAttachment]bool, len(list))
+	for i, a := range list {
+		if a.ContainerID == "" || a.IfName == "" {
+			return nil, Errorf(types.ErrInvalidNetworkConfig, "%s[%d]: containerID and ifname are required", key, i)
+		}
+		valid[a] = true
+	}
+	return valid, nil
+}
+
+// String is for error messages.
+func (c *NetConf) String() string { return fmt.Sprintf("network %q (%s)", c.Name, c.Type) }

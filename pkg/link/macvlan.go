@@ -1,0 +1,196 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Modes of macvlan, as configurations spell them.
+const (
+	ModeBridge   = "bridge"
+	ModePrivate  = "private"
+	ModeVEPA     = "vepa"
+	ModePassthru = "passthru"
+	ModeSource   = "source"
+)
+
+var modeBits = map[string]uint32{
+	ModePrivate:  nl.MACVLAN_MODE_PRIVATE,
+	ModeVEPA:     nl.MACVLAN_MODE_VEPA,
+	ModeBridge:   nl.MACVLAN_MODE_BRIDGE,
+	ModePassthru: nl.MACVLAN_MODE_PASSTHRU,
+	ModeSource:   nl.MACVLAN_MODE_SOURCE,
+}
+
+var modeNames = map[netlink.MacvlanMode]string{
+	netlink.MACVLAN_MODE_PRIVATE:  ModePrivate,
+	netlink.MACVLAN_MODE_VEPA:     ModeVEPA,
+	netlink.MACVLAN_MODE_BRIDGE:   ModeBridge,
+	netlink.MACVLAN_MODE_PASSTHRU: ModePassthru,
+	netlink.MACVLAN_MODE_SOURCE:   ModeSource,
+}
+
+// IsMode reports whether the kernel knows a macvlan mode of this name.
+func IsMode(s string) bool { _, ok := modeBits[s]; return ok }
+
+// flagNoPromisc is MACVLAN_FLAG_NOPROMISC of linux/if_link.h.
+const flagNoPromisc = 1
+
+// Target is where a new link goes.
+type Target struct {
+	// Name of the link there, final.
+	Name string
+	// NetnsFd is the namespace; a negative one means the handle's own.
+	NetnsFd int
+	// Parent is the index of the parent in the handle's namespace.
+	Parent int
+	// MAC; nil leaves it to the kernel.
+	MAC net.HardwareAddr
+	// MTU in bytes; 0 takes the parent's.
+	MTU int
+}
+
+// Macvlan is what is special to a macvlan link.
+type Macvlan struct {
+	// Mode is one of the Mode constants.
+	Mode string
+	// BCQueueLen is the broadcast queue asked for; 0 leaves the kernel's.
+	BCQueueLen uint32
+	// NoPromisc keeps a passthru link from putting its parent into
+	// promiscuous mode.
+	NoPromisc bool
+	// SourceMACs are the senders that a source mode link hears.
+	SourceMACs []net.HardwareAddr
+}
+
+// Create makes the link in its target namespace, down, and returns its
+// index there. The error wraps ErrExists, ErrBusy or ErrPassthru where that
+// is the reason.
+func (m Macvlan) Create(h *Handle, t Target) (int, error) {
+	data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(nl.IFLA_MACVLAN_MODE, nl.Uint32Attr(modeBits[m.Mode]))
+	if m.BCQueueLen > 0 {
+		data.AddRtAttr(nl.IFLA_MACVLAN_BC_QUEUE_LEN, nl.Uint32Attr(m.BCQueueLen))
+	}
+	if m.NoPromisc {
+		data.AddRtAttr(nl.IFLA_MACVLAN_FLAGS, nl.Uint16Attr(flagNoPromisc))
+	}
+	if len(m.SourceMACs) > 0 {
+		data.AddRtAttr(nl.IFLA_MACVLAN_MACADDR_MODE, nl.Uint32Attr(nl.MACVLAN_MACADDR_SET))
+		list := data.AddRtAttr(nl.IFLA_MACVLAN_MACADDR_DATA, nil)
+		for _, mac := range m.SourceMACs {
+			list.AddRtAttr(nl.IFLA_MACVLAN_MACADDR, mac)
+		}
+	}
+	index, err := h.create("macvlan", t, data)
+	if errors.Is(err, unix.EINVAL) {
+		// All else that the kernel calls invalid is checked before: what is
+		// left is that passthru wants to be alone (macvlan_common_newlink).
+		err = ErrPassthru
+	}
+	if err != nil {
+		return 0, fmt.Errorf("create macvlan %q: %w", t.Name, err)
+	}
+	return index, nil
+}
+
+// create sends one RTM_NEWLINK. The index is chosen here: without one, older
+// kernels look the name up in the namespace of the socket and refuse a name
+// that any interface of the host has.
+func (h *Handle) create(kind string, t Target, data *nl.RtAttr) (int, error) {
+	const tries = 8
+	for try := 1; ; try++ {
+		index := 1<<16 + rand.IntN(1<<30-1<<16)
+		req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		msg.Index = int32(index)
+		req.AddData(msg)
+		req.AddData(nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(uint32(t.Parent))))
+		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(t.Name)))
+		if t.MAC != nil {
+			req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, t.MAC))
+		}
+		if t.MTU > 0 {
+			req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(t.MTU))))
+		}
+		if t.NetnsFd >= 0 {
+			req.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(t.NetnsFd))))
+		}
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
+		info.AddChild(data)
+		req.AddData(info)
+		err := h.execute(req)
+		switch {
+		case errors.Is(err, unix.EEXIST) && try < tries && !h.nameTaken(t):
+			continue // the index was taken, in either namespace
+		case errors.Is(err, unix.EEXIST):
+			return 0, ErrExists
+		case errors.Is(err, unix.EBUSY):
+			return 0, ErrBusy
+		case err != nil:
+			return 0, err
+		}
+		return index, nil
+	}
+}
+
+func (h *Handle) nameTaken(t Target) bool {
+	target := h
+	if t.NetnsFd >= 0 {
+		var err error
+		if target, err = OpenAt(t.NetnsFd); err != nil {
+			return true
+		}
+		defer target.Close()
+	}
+	_, err := target.ByName(t.Name)
+	return !errors.Is(err, ErrNotFound)
+}
+
+// SetSourceMACs replaces the list of senders that a source mode link hears.
+func (h *Handle) SetSourceMACs(index int, macs []net.HardwareAddr) error {
+	l := &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Index: index}}
+	if err := h.nl.MacvlanMACAddrSet(l, macs); err != nil {
+		return fmt.Errorf("set source MACs of link %d: %w", index, err)
+	}
+	return nil
+}
+
+// AddSourceMAC adds one sender; one that is listed already is success.
+func (h *Handle) AddSourceMAC(index int, mac net.HardwareAddr) error {
+	l := &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Index: index}}
+	if err := h.nl.MacvlanMACAddrAdd(l, mac); err != nil {
+		return fmt.Errorf("add source MAC %s to link %d: %w", mac, index, err)
+	}
+	return nil
+}
+
+// RemoveSourceMAC removes one sender; one that is not listed is success.
+func (h *Handle) RemoveSourceMAC(index int, mac net.HardwareAddr) error {
+	l := &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Index: index}}
+	if err := h.nl.MacvlanMACAddrDel(l, mac); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove source MAC %s from link %d: %w", mac, index, err)
+	}
+	return nil
+}
+
+// SameMACs reports whether two lists hold the same addresses in any order.
+func SameMACs(a, b []net.HardwareAddr) bool {
+	key := func(l []net.HardwareAddr) []string {
+		s := make([]string, len(l))
+		for i, m := range l {
+			s[i] = m.String()
+		}
+		slices.Sort(s)
+		return slices.Compact(s)
+	}
+	return slices.Equal(key(a), key(b))
+}

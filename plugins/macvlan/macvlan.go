@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/underlay-cni/underlay/pkg/attach"
+	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/link"
+)
+
+// kind is what is special to a macvlan link of this configuration.
+func (c *config) kind() attach.Kind {
+	spec := link.Macvlan{Mode: c.Mode, BCQueueLen: c.BCQueueLen, NoPromisc: c.NoPromisc, SourceMACs: c.sources}
+	k := attach.Kind{
+		Name:       "macvlan",
+		Create:     spec.Create,
+		Differs:    c.differs,
+		ParentMAC:  c.Mode == link.ModePassthru,
+		HostAccess: c.Mode == link.ModeBridge,
+	}
+	if !k.HostAccess {
+		k.NoHostAccess = fmt.Sprintf("mode %s keeps siblings apart, and the host is reached through one; use mode bridge", c.Mode)
+	}
+	return k
+}
+
+// differs compares a link with the configuration. The list of source MACs is
+// left out: it is changed live, by `underlayctl source`.
+func (c *config) differs(l link.Link) string {
+	if l.Mode != c.Mode {
+		return fmt.Sprintf("is in mode %s, not %s", l.Mode, c.Mode)
+	}
+	return ""
+}
+
+// onLink loads the configuration for a call that returns no result.
+func onLink(f func(context.Context, *cni.Request, *attach.Config, attach.Kind) error) func(context.Context, *cni.Request) error {
+	return func(ctx context.Context, req *cni.Request) error {
+		conf, err := load(req.Stdin)
+		if err != nil {
+			return err
+		}
+		return f(ctx, req, &conf.Config, conf.kind())
+	}
+}
