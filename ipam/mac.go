@@ -2,9 +2,9 @@ package ipam
 
 import (
 	"crypto/sha256"
-	"fmt"
-	"net"
+		"net"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -58,9 +58,11 @@ func ParseMACPrefix(s string) ([]byte, error) {
 	}
 	out := make([]byte, len(parts))
 	for i, p := range parts {
-		if _, err := fmt.Sscanf(p, "%02x", &out[i]); err != nil || len(p) != 2 {
+		octet, err := strconv.ParseUint(p, 16, 8)
+		if err != nil || len(p) != 2 {
 			return nil, fieldErrorf("macPrefix", "%q is not a list of octets such as 02:42", s)
 		}
+		out[i] = byte(octet)
 	}
 	if out[0]&1 != 0 {
 		return nil, fieldErrorf("macPrefix", "%q begins a multicast address; the second hex digit must be even", s)
