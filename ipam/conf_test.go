@@ -30,8 +30,8 @@ func TestLoadRanges(t *testing.T) {
 			[]string{"10.1.0.1-10.1.0.254 of 10.1.0.0/24", "10.2.0.1-10.2.0.254 of 10.2.0.0/24"}, []string{"10.1.0.1", "10.2.0.1"}, []uint64{253, 253}},
 		{"two ranges of one subnet", `{"ranges":[[{"subnet":"10.1.0.0/24","rangeEnd":"10.1.0.9"},{"subnet":"10.1.0.0/24","rangeStart":"10.1.0.20"}]]}`,
 			[]string{"10.1.0.1-10.1.0.9 of 10.1.0.0/24, 10.1.0.20-10.1.0.254 of 10.1.0.0/24"}, []string{"10.1.0.1"}, []uint64{8 + 235}},
-		{"what nerdctl writes", `{"ranges":[[{"gateway":"10.4.0.1","subnet":"10.4.0.0/24","ipRange":"10.4.0.0/25"}]],"routes":[{"dst":"0.0.0.0/0"}],"type":"underlay"}`,
-			[]string{"10.4.0.1-10.4.0.254 of 10.4.0.0/24"}, []string{"10.4.0.1"}, []uint64{253}},
+		{"what nerdctl writes", `{"ranges":[[{"gateway":"10.4.0.1","ipRange":"10.4.0.128/25","rangeEnd":"10.4.0.255","rangeStart":"10.4.0.129","subnet":"10.4.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}],"type":"underlay"}`,
+			[]string{"10.4.0.129-10.4.0.254 of 10.4.0.0/24"}, []string{"10.4.0.1"}, []uint64{126}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -76,7 +76,6 @@ func TestLoadRefuses(t *testing.T) {
 		{"overlap", `{"ranges":[[{"subnet":"10.0.0.0/24"}],[{"subnet":"10.0.0.128/25"}]]}`, `ipam.ranges[1][0]: 10.0.0.129-10.0.0.254 overlaps ipam.ranges[0][0]: 10.0.0.1-10.0.0.254`, CodeInvalidConfig},
 		{"swapped", `{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.9","rangeEnd":"10.0.0.5"}`, `ipam.rangeEnd: 10.0.0.5 comes before rangeStart 10.0.0.9`, CodeInvalidConfig},
 		{"end outside", `{"subnet":"10.0.0.0/24","rangeEnd":"10.0.1.5"}`, `ipam.rangeEnd: 10.0.1.5 is outside 10.0.0.0/24`, CodeInvalidConfig},
-		{"broadcast", `{"subnet":"10.0.0.0/24","rangeEnd":"10.0.0.255"}`, `ipam.rangeEnd: 10.0.0.255 is the network, broadcast`, CodeInvalidConfig},
 		{"host bits", `{"subnet":"10.0.0.7/24"}`, `ipam.subnet: 10.0.0.7/24 has host bits set; the subnet is 10.0.0.0/24`, CodeInvalidConfig},
 		{"mapped", `{"subnet":"::ffff:10.0.0.0/120"}`, `ipam.subnet: ::ffff:10.0.0.0/120 is an IPv4 subnet in IPv6 form`, CodeInvalidConfig},
 		{"multicast", `{"subnet":"224.0.0.0/24"}`, `ipam.subnet: 224.0.0.0/24 cannot be given to interfaces`, CodeInvalidConfig},

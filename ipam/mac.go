@@ -2,7 +2,7 @@ package ipam
 
 import (
 	"crypto/sha256"
-		"net"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"

@@ -82,6 +82,8 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return a
 }
 
+// bound parses one end of a range. Network, broadcast and anycast address
+// stand for the nearest host.
 func bound(place, s string, def netip.Addr, subnet netip.Prefix, hosts Interval) (netip.Addr, error) {
 	if s == "" {
 		return def, nil
@@ -92,8 +94,11 @@ func bound(place, s string, def netip.Addr, subnet netip.Prefix, hosts Interval)
 		return a, err
 	case !subnet.Contains(a):
 		return a, fieldErrorf(place, "%s is outside %s", a, subnet)
-	case !hosts.Contains(a):
-		return a, fieldErrorf(place, "%s is the network, broadcast or anycast address of %s", a, subnet)
+	case a.Less(hosts.First):
+		return hosts.First, nil
+	case hosts.Last.Less(a):
+		// nerdctl ends a range with the subnet when it is told a part of it.
+		return hosts.Last, nil
 	}
 	return a, nil
 }

@@ -1,0 +1,243 @@
+package ledger
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam"
+)
+
+// Allocate gives the attachment one address from each range set of the pool,
+// or nothing, and records what else it uses.
+//
+// An attachment that is known keeps its addresses if they fit the request,
+// and gives them back first if they do not. Of each range set it gets the
+// address that it asked for, or else one that is parked for its owner, or the
+// next free one after the one given out last, or the one that ends its rest
+// first.
+//
+// Errors: *ipam.FieldError and *ipam.TakenError for what was asked for,
+// *ipam.ExhaustedError, and *ipam.LedgerError.
+func (l *Ledger) Allocate(req ipam.AllocateRequest) (out ipam.Allocation, err error) {
+	if err := check(req); err != nil {
+		return out, err
+	}
+	if err := l.Refused(); err != nil {
+		return out, err
+	}
+	err = l.update(func(t *tx) (err error) {
+		out, err = t.allocate(req)
+		return err
+	})
+	if err != nil {
+		return ipam.Allocation{}, err
+	}
+	return out, nil
+}
+
+// check refuses names that cannot be parts of a key.
+func check(req ipam.AllocateRequest) error {
+	if err := checkAttachment(req.Attachment); err != nil {
+		return err
+	}
+	if len(req.Pool.Sets) > 0 && req.Pool.Name == "" {
+		return &ipam.FieldError{Place: "name", Msg: "a pool needs a name"}
+	}
+	for _, r := range slices.Concat(req.Pool.Sets...) {
+		if r.First.Is4In6() || r.Last.Is4In6() {
+			return &ipam.FieldError{Place: "ranges", Msg: fmt.Sprintf("%s is IPv4 written as IPv6", r.Interval)}
+		}
+	}
+	return checkNames(
+		[2]string{"name", req.Pool.Name},
+		[2]string{"owner", req.Owner},
+		[2]string{"master", req.Uses.Parent})
+}
+
+func checkAttachment(a ipam.Attachment) error {
+	names := [][2]string{{"name", a.Network}, {"CNI_CONTAINERID", a.ContainerID}, {"CNI_IFNAME", a.IfName}}
+	for _, n := range names {
+		if n[1] == "" {
+			return &ipam.FieldError{Place: n[0], Msg: "is required"}
+		}
+	}
+	return checkNames(names...)
+}
+
+func checkNames(names ...[2]string) error {
+	const longest = 1024 // keys have a limit, and nothing real comes near
+	for _, n := range names {
+		if strings.ContainsRune(n[1], 0) || len(n[1]) > longest {
+			return &ipam.FieldError{Place: n[0], Msg: fmt.Sprintf("%.40q is longer than %d bytes or has a zero byte", n[1], longest)}
+		}
+	}
+	return nil
+}
+
+func (t *tx) allocate(req ipam.AllocateRequest) (ipam.Allocation, error) {
+	g, err := t.held(req)
+	if err != nil {
+		return ipam.Allocation{}, err
+	}
+	if g == nil {
+		if len(req.Pool.Sets)+len(req.Addresses) == 0 && !req.Uses.Shared() {
+			return ipam.Allocation{MAC: req.MAC}, nil // nothing to be recorded
+		}
+		if t.short != nil {
+			return ipam.Allocation{}, t.short
+		}
+		if g, err = t.fresh(req); err != nil {
+			return ipam.Allocation{}, err
+		}
+	}
+	if len(req.Pool.Sets) > 0 {
+		if err := t.keepPool(req.Pool); err != nil {
+			return ipam.Allocation{}, err
+		}
+	}
+	if t.dirty {
+		err = t.expire()
+	}
+	return g.answer(), err
+}
+
+// grant is what an attachment holds: its own record and those of its
+// addresses.
+type grant struct {
+	attachment ipam.AttachmentRecord
+	records    []ipam.Record
+	known      bool
+}
+
+func (g *grant) answer() ipam.Allocation {
+	out := ipam.Allocation{MAC: g.attachment.MAC, Known: g.known}
+	for _, r := range g.records {
+		out.Addresses = append(out.Addresses, ipam.Address{Prefix: r.Address, Gateway: r.Gateway})
+	}
+	return out
+}
+
+// newGrant is what req makes of the addresses chosen for it.
+func (t *tx) newGrant(req ipam.AllocateRequest, choices []choice, since time.Time) (*grant, error) {
+	mac := req.MAC
+	if mac == "" && req.MACPrefix != "" && len(choices) > 0 {
+		var err error
+		if mac, err = ipam.DeriveMAC(req.MACPrefix, req.Attachment.Network, choices[0].addr); err != nil {
+			return nil, err
+		}
+	}
+	g := &grant{attachment: ipam.AttachmentRecord{
+		Version: recordVersion, Attachment: req.Attachment, Runtime: req.Runtime, Netns: req.Netns,
+		BootID: t.boot, MAC: mac, Uses: req.Uses, Since: since,
+	}}
+	for _, c := range choices {
+		g.attachment.Addresses = append(g.attachment.Addresses, c.addr)
+		g.records = append(g.records, ipam.Record{
+			Version: recordVersion, Pool: req.Pool.Name, Address: netip.PrefixFrom(c.addr, c.from.Subnet.Bits()),
+			Gateway: c.from.Gateway, State: ipam.Held, Attachment: req.Attachment, Runtime: req.Runtime,
+			Netns: req.Netns, BootID: t.boot, MAC: mac, Owner: req.Owner, Since: since,
+		})
+	}
+	return g, nil
+}
+
+// store writes a grant in place of what was there before.
+func (t *tx) store(g *grant, old ipam.AttachmentRecord, choices []choice) error {
+	for i, c := range choices {
+		if err := t.setRecord(c.record, g.records[i]); err != nil {
+			return err
+		}
+	}
+	return t.setAttachment(old, g.attachment)
+}
+
+// held returns what the attachment holds already if that is what it asks for;
+// if not, it gives it all back and returns nil. Records in which nothing but
+// the namespace or the like has changed are made anew.
+func (t *tx) held(req ipam.AllocateRequest) (*grant, error) {
+	old, found, err := t.attachment(req.Attachment)
+	if err != nil || !found {
+		return nil, err
+	}
+	choices, fits, err := t.fits(old, req)
+	if err != nil {
+		return nil, err
+	}
+	if !fits {
+		_, err := t.release(old, ipam.ReleaseRequest{})
+		return nil, err
+	}
+	g, err := t.newGrant(req, choices, old.Since)
+	if err != nil {
+		return nil, err
+	}
+	same := equal(g.attachment, old)
+	for i, c := range choices {
+		same = same && equal(g.records[i], c.record)
+	}
+	if !same {
+		if g, err = t.newGrant(req, choices, t.now); err != nil {
+			return nil, err
+		}
+		if err := t.store(g, old, choices); err != nil {
+			return nil, err
+		}
+	}
+	g.known = true
+	return g, nil
+}
+
+// fits reports whether what an attachment holds answers req.
+func (t *tx) fits(old ipam.AttachmentRecord, req ipam.AllocateRequest) (choices []choice, ok bool, err error) {
+	ok = len(old.Addresses) == len(req.Pool.Sets)
+	for i, a := range old.Addresses {
+		rec, err := t.heldBy(old.Attachment, a)
+		if err != nil {
+			return nil, false, err
+		}
+		if ok {
+			from, usable := req.Pool.Sets[i].Find(a)
+			ok = usable && rec.Pool == req.Pool.Name
+			choices = append(choices, choice{addr: a, from: from, record: rec})
+		}
+	}
+	for _, a := range req.Addresses {
+		ok = ok && slices.Contains(old.Addresses, plain(a))
+	}
+	return choices, ok, nil
+}
+
+// heldBy returns the record of an address that an attachment holds.
+func (t *tx) heldBy(att ipam.Attachment, a netip.Addr) (ipam.Record, error) {
+	rec, err := t.record(a)
+	if err == nil && (rec.State != ipam.Held || rec.Attachment != att) {
+		err = fmt.Errorf("%w: attachment %s holds %s, whose record says %q, %s",
+			ErrCorrupt, att, a, rec.State, rec.Attachment)
+	}
+	return rec, err
+}
+
+// equal compares records by what would be stored.
+func equal(a, b any) bool {
+	x, err1 := json.Marshal(a)
+	y, err2 := json.Marshal(b)
+	return err1 == nil && err2 == nil && bytes.Equal(x, y)
+}
+
+// fresh makes a grant of addresses that the attachment does not hold yet.
+func (t *tx) fresh(req ipam.AllocateRequest) (*grant, error) {
+	choices, err := t.choose(req)
+	if err != nil {
+		return nil, err
+	}
+	g, err := t.newGrant(req, choices, t.now)
+	if err != nil {
+		return nil, err
+	}
+	return g, t.store(g, ipam.AttachmentRecord{}, choices)
+}

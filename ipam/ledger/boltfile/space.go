@@ -1,0 +1,98 @@
+package boltfile
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/fault"
+)
+
+const (
+	// firstSize is what a new file takes; room for some 5,000 attachments.
+	firstSize = 8 << 20
+	// growStep is what it grows by.
+	growStep = 4 << 20
+)
+
+// Size of the file in bytes, and how many of them the next transaction may
+// use.
+func (f *File) Size() (total, free int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.size, f.freeLocked()
+}
+
+func (f *File) freeLocked() int64 {
+	stats := f.db.Stats()
+	pages := int64(stats.FreePageN + stats.PendingPageN)
+	// bbolt does not touch the very last page of a file it may not grow.
+	return max(0, f.size-f.used-pageSize) + pages*pageSize
+}
+
+// Reserve sees to it that at least n bytes are free in the file, and returns
+// ErrNoSpace where the file system has no room to grow it. It is called from
+// inside of Update.
+func (f *File) Reserve(n int64) error {
+	free := f.freeLocked()
+	if free >= n {
+		return nil
+	}
+	return f.grow(max(growStep, n-free))
+}
+
+// grow adds n bytes. The new blocks are written with zeros, not only
+// allocated: the first write to an allocated but unwritten block makes the
+// file system commit its journal, which would be paid in the fdatasync of
+// some later transaction instead of once here.
+func (f *File) grow(n int64) error {
+	err := extend(f.file, f.size, n)
+	if err == nil {
+		fault.Point("ledger.grow.extended")
+		err = f.file.Sync()
+	}
+	if err != nil {
+		// What did fit is given back; the old part is untouched either way.
+		_ = f.file.Truncate(f.size)
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG) {
+			return fmt.Errorf("%w: grow by %d KiB: %w", ErrNoSpace, n>>10, err)
+		}
+		return fmt.Errorf("grow by %d KiB: %w", n>>10, err)
+	}
+	f.limit(f.size + n)
+	return nil
+}
+
+// limit has bbolt use size bytes and no more. Left alone, bbolt would extend
+// the file by a hole, and a full disk would show only when the hole is
+// written: as a failed commit, at a time when nothing can be refused any
+// more. With a limit the transaction fails before it has written anything.
+func (f *File) limit(size int64) {
+	f.size = size
+	f.db.MaxSize = int(size)
+	// Anything but zero is added by bbolt to what it compares with MaxSize.
+	f.db.AllocSize = 0
+}
+
+// extend writes n zero bytes at off. fallocate goes first where the file
+// system has it: it finds out at once whether there is room, and takes it in
+// one piece.
+func extend(f *os.File, off, n int64) error {
+	err := unix.Fallocate(int(f.Fd()), 0, off, n)
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+		return os.NewSyscallError("fallocate", err)
+	}
+	w := io.NewOffsetWriter(f, off)
+	zeros := make([]byte, 1<<20)
+	for n > 0 {
+		k, err := w.Write(zeros[:min(n, int64(len(zeros)))])
+		if err != nil {
+			return err
+		}
+		n -= int64(k)
+	}
+	return nil
+}

@@ -1,0 +1,263 @@
+package ledger
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"github.com/underlay-cni/underlay/ipam"
+)
+
+// choice is an address to be given out, with the range that it is in and the
+// record that it has, if any.
+type choice struct {
+	addr   netip.Addr
+	from   ipam.Range
+	record ipam.Record
+}
+
+// chooser finds an address for each range set of one request.
+type chooser struct {
+	*tx
+	req ipam.AllocateRequest
+	// used are the addresses of the host, and those chosen so far.
+	used map[netip.Addr]bool
+	out  []choice // one for each range set
+}
+
+// choose finds the addresses for a request; it writes nothing but cursors.
+func (t *tx) choose(req ipam.AllocateRequest) ([]choice, error) {
+	c := &chooser{tx: t, req: req, used: map[netip.Addr]bool{}, out: make([]choice, len(req.Pool.Sets))}
+	for _, a := range req.Avoid {
+		c.used[plain(a)] = true
+	}
+	for i, a := range req.Addresses {
+		if err := c.requested(i, plain(a)); err != nil {
+			return nil, err
+		}
+	}
+	for i := range c.out {
+		if c.out[i].addr.IsValid() {
+			continue
+		}
+		if err := c.anyOf(i); err != nil {
+			return nil, err
+		}
+	}
+	return c.out, nil
+}
+
+// plain is the form in which records have an address.
+func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
+func (c *chooser) set(i int, a netip.Addr, from ipam.Range, rec ipam.Record) {
+	c.used[a] = true
+	c.out[i] = choice{addr: a, from: from, record: rec}
+}
+
+// requested chooses a, the n-th address that was asked for, for the range set
+// that it belongs to.
+func (c *chooser) requested(n int, a netip.Addr) error {
+	for i, set := range c.req.Pool.Sets {
+		from, ok := set.Find(a)
+		if !ok || c.out[i].addr.IsValid() {
+			continue
+		}
+		rec, err := c.record(a)
+		if err != nil {
+			return err
+		}
+		if err := c.mayHave(a, rec); err != nil {
+			return err
+		}
+		c.set(i, a, from, rec)
+		return nil
+	}
+	return &ipam.FieldError{Place: fmt.Sprintf("ips[%d]", n), Msg: c.unusable(a)}
+}
+
+// mayHave says who keeps a requested address from being given out.
+func (c *chooser) mayHave(a netip.Addr, rec ipam.Record) error {
+	taken := &ipam.TakenError{Addr: a, State: rec.State}
+	switch {
+	case c.used[a]:
+		taken.State, taken.Holder = ipam.Reserved, "an address of this host"
+	case rec.State == "" || rec.Over(c.now):
+		return nil
+	case rec.State == ipam.Held:
+		taken.Holder = rec.Attachment.String()
+	case rec.State != ipam.Cooling:
+		taken.Holder = rec.Reason
+	case rec.Strict && rec.Owner != c.req.Owner:
+		taken.Holder = fmt.Sprintf("kept for %q until %s", rec.Owner, rec.Until.Format("2006-01-02T15:04:05Z"))
+	default:
+		return nil
+	}
+	return taken
+}
+
+// unusable says why no range set gives out a.
+func (c *chooser) unusable(a netip.Addr) string {
+	for _, set := range c.req.Pool.Sets {
+		if _, ok := set.Find(a); ok {
+			return fmt.Sprintf("%s is a second address from %s; each range set gives one", a, set)
+		}
+		for _, r := range set {
+			switch {
+			case a == r.Gateway:
+				return fmt.Sprintf("%s is the gateway of %s", a, r.Subnet)
+			case r.Contains(a):
+				return fmt.Sprintf("%s is excluded from %s", a, r.Interval)
+			}
+		}
+	}
+	return fmt.Sprintf("%s is outside of the ranges of pool %q", a, c.req.Pool.Name)
+}
+
+// anyOf chooses an address from range set i.
+func (c *chooser) anyOf(i int) error {
+	for _, from := range []func(int) (bool, error){c.parked, c.next, c.oldest} {
+		if ok, err := from(i); ok || err != nil {
+			return err
+		}
+	}
+	set := c.req.Pool.Sets[i]
+	counts, err := c.counts(c.req.Pool.Name, set, c.used)
+	if err != nil {
+		return err
+	}
+	return &ipam.ExhaustedError{Pool: c.req.Pool.Name, Ranges: set.String(), Counts: counts}
+}
+
+// parked chooses what the owner had before: first what it had on this
+// interface, then what it released last.
+func (c *chooser) parked(i int) (ok bool, err error) {
+	recs, err := c.tx.parked(c.req.Pool.Name, c.req.Owner, c.req.Attachment)
+	var best ipam.Record
+	for _, rec := range recs {
+		a := rec.Address.Addr()
+		if _, usable := c.req.Pool.Sets[i].Find(a); !usable || c.used[a] {
+			continue
+		}
+		mine, best1 := rec.Attachment.IfName == c.req.Attachment.IfName, best.Attachment.IfName == c.req.Attachment.IfName
+		if best.State == "" || mine && !best1 || mine == best1 && rec.Since.After(best.Since) {
+			best = rec
+		}
+	}
+	if best.State == "" {
+		return false, err
+	}
+	a := best.Address.Addr()
+	from, _ := c.req.Pool.Sets[i].Find(a)
+	c.set(i, a, from, best)
+	return true, err
+}
+
+// next chooses the next address without a record, going round from the one
+// that was given out last, so that a released one is not the next to be used.
+func (c *chooser) next(i int) (ok bool, err error) {
+	key := join(c.req.Pool.Name, strconv.Itoa(i))
+	last, _ := parseAddr(c.get(bucketCursor, key))
+	a, from, ok := c.req.Pool.Sets[i].Next(last, func(a netip.Addr) (netip.Addr, bool) {
+		if c.used[a] {
+			return a, true
+		}
+		end, yes, runErr := c.taken(a)
+		if runErr != nil {
+			err = runErr
+			return a, false // ends the search
+		}
+		return end, yes
+	})
+	if err != nil || !ok {
+		return false, err
+	}
+	rec, err := c.record(a)
+	if err != nil {
+		return false, err
+	}
+	if rec.State != "" {
+		return false, fmt.Errorf("%w: address %s has a record, and is in no run", ErrCorrupt, a)
+	}
+	c.set(i, a, from, rec)
+	return true, c.put(bucketCursor, key, addrKey(a))
+}
+
+// oldest chooses the address whose rest ends first, over or not, of those
+// that anybody may have. It stops at the first one; the queue is read to its
+// end only when the range set has none.
+func (c *chooser) oldest(i int) (ok bool, err error) {
+	var found netip.Addr
+	var from ipam.Range
+	err = c.resting(func(r resting) bool {
+		if r.kind != anybody && !r.over(c.now) || c.used[r.addr] {
+			return true
+		}
+		var usable bool
+		if from, usable = c.req.Pool.Sets[i].Find(r.addr); usable {
+			found = r.addr
+		}
+		return !usable
+	})
+	if err != nil || !found.IsValid() {
+		return false, err
+	}
+	rec, err := c.record(found)
+	if err != nil {
+		return false, err
+	}
+	if !rests(rec) {
+		return false, fmt.Errorf("%w: address %s rests, and its record says %q", ErrCorrupt, found, rec.State)
+	}
+	c.set(i, found, from, rec)
+	return true, nil
+}
+
+// counts what the addresses of a range set are used for. used are addresses
+// in use without a record.
+func (t *tx) counts(pool string, set ipam.RangeSet, used map[netip.Addr]bool) (ipam.Counts, error) {
+	n := ipam.Counts{Usable: set.Size()}
+	for a := range used {
+		if _, usable := set.Find(a); !usable {
+			continue
+		}
+		rec, err := t.record(a)
+		if err != nil {
+			return n, err
+		}
+		if rec.State == "" {
+			n.Other++
+		}
+	}
+	for _, r := range set {
+		err := t.records(r.First, func(rec ipam.Record) (bool, error) {
+			a := rec.Address.Addr()
+			if !r.Contains(a) {
+				return false, nil
+			}
+			if r.Usable(a) {
+				count(&n, pool, rec)
+			}
+			return true, nil
+		})
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func count(n *ipam.Counts, pool string, rec ipam.Record) {
+	switch {
+	case rec.Pool != pool:
+		n.Other++
+	case rec.State == ipam.Held:
+		n.Held++
+	case rec.State == ipam.Cooling:
+		n.Cooling++
+	case rec.State == ipam.Quarantined:
+		n.Quarantined++
+	case rec.State == ipam.Reserved:
+		n.Reserved++
+	}
+}

@@ -1,0 +1,284 @@
+package ledger
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam"
+)
+
+// Runs: the longest unbroken runs of addresses that have a record, last
+// address -> first address. The key is the last one so that a single forward
+// seek finds the run that an address lies in, or the next one after it.
+
+// run returns the first run that ends at a or later.
+func (t *tx) run(a netip.Addr) (first, last netip.Addr, ok bool, err error) {
+	k, v := t.bucket(bucketRun).Cursor().Seek(addrKey(a))
+	if k == nil || k[0] != addrKey(a)[0] {
+		return first, last, false, nil
+	}
+	first, last, err = decodeRun(k, v)
+	return first, last, err == nil, err
+}
+
+func decodeRun(k, v []byte) (first, last netip.Addr, err error) {
+	last, ok := parseAddr(k)
+	first, ok2 := parseAddr(v)
+	if !ok || !ok2 || last.Less(first) || first.Is4() != last.Is4() {
+		return first, last, fmt.Errorf("%w: run %x-%x", ErrCorrupt, v, k)
+	}
+	return first, last, nil
+}
+
+// taken returns the last address of the run that a lies in, if any.
+func (t *tx) taken(a netip.Addr) (last netip.Addr, yes bool, err error) {
+	first, last, ok, err := t.run(a)
+	return last, ok && !a.Less(first), err
+}
+
+// take adds a to the runs, joining those that it connects.
+func (t *tx) take(a netip.Addr) error {
+	start, end, ok, err := t.run(a)
+	if err != nil {
+		return err
+	}
+	first, last := a, a
+	switch {
+	case !ok:
+	case !a.Less(start):
+		return fmt.Errorf("%w: address %s has no record, and is in a run", ErrCorrupt, a)
+	case start == a.Next():
+		last = end
+	}
+	if p := a.Prev(); p.IsValid() {
+		if v := t.get(bucketRun, addrKey(p)); v != nil {
+			if first, _, err = decodeRun(addrKey(p), v); err != nil {
+				return err
+			}
+			if err := t.del(bucketRun, addrKey(p)); err != nil {
+				return err
+			}
+		}
+	}
+	return t.put(bucketRun, addrKey(last), addrKey(first))
+}
+
+// loosen takes a out of its run, splitting it.
+func (t *tx) loosen(a netip.Addr) error {
+	first, last, ok, err := t.run(a)
+	if err != nil {
+		return err
+	}
+	if !ok || a.Less(first) {
+		return fmt.Errorf("%w: address %s has a record, and is in no run", ErrCorrupt, a)
+	}
+	if a == last {
+		err = t.del(bucketRun, addrKey(last))
+	} else {
+		err = t.put(bucketRun, addrKey(last), addrKey(a.Next()))
+	}
+	if err == nil && first != a {
+		err = t.put(bucketRun, addrKey(a.Prev()), addrKey(first))
+	}
+	return err
+}
+
+// Rest queue: the records that end by time, those that end first in front:
+// end, address -> beginning and kind. Parked: the cooling ones by the owner
+// who may have them back: pool, owner, address -> 1.
+
+// kind of an entry of the rest queue: who may have the address.
+type kind byte
+
+const (
+	anybody kind = 'a' // when nothing else is free
+	owner   kind = 'o'
+	nobody  kind = 'n'
+)
+
+// resting is an entry of the rest queue.
+type resting struct {
+	addr         netip.Addr
+	since, until time.Time
+	kind         kind
+}
+
+// over is Record.Over.
+func (r resting) over(now time.Time) bool { return !now.Before(r.until) || now.Before(r.since) }
+
+func rests(r ipam.Record) bool { return r.State == ipam.Cooling || r.State == ipam.Quarantined }
+
+// micros turns a time into bytes that sort like it.
+func micros(t time.Time) []byte {
+	return binary.BigEndian.AppendUint64(nil, uint64(t.UnixMicro())^1<<63)
+}
+
+func parseMicros(b []byte) time.Time {
+	return time.UnixMicro(int64(binary.BigEndian.Uint64(b) ^ 1<<63)).UTC()
+}
+
+func restEntry(r ipam.Record) (key, value []byte) {
+	k := anybody
+	switch {
+	case r.State == ipam.Quarantined:
+		k = nobody
+	case r.Strict:
+		k = owner
+	}
+	return append(micros(r.Until), addrKey(r.Address.Addr())...), append(micros(r.Since), byte(k))
+}
+
+func decodeRest(k, v []byte) (r resting, err error) {
+	ok := len(k) > 8 && len(v) == 9
+	if ok {
+		r.until, r.since, r.kind = parseMicros(k), parseMicros(v), kind(v[8])
+		r.addr, ok = parseAddr(k[8:])
+	}
+	if !ok {
+		err = fmt.Errorf("%w: entry %x of the rest queue", ErrCorrupt, k)
+	}
+	return r, err
+}
+
+// parkedPrefix is what the keys of an owner's parked addresses begin with.
+// Without an owner's key the attachment counts as the owner, so that a
+// container that is stopped and started again keeps its address.
+func parkedPrefix(pool, owner string, a ipam.Attachment) []byte {
+	if owner == "" {
+		owner = "\x01" + a.ContainerID + "\x01" + a.IfName
+	}
+	return join(pool, owner, "")
+}
+
+func parkedKey(r ipam.Record) []byte {
+	return append(parkedPrefix(r.Pool, r.Owner, r.Attachment), addrKey(r.Address.Addr())...)
+}
+
+func (t *tx) rest(r ipam.Record) error {
+	key, value := restEntry(r)
+	if err := t.put(bucketRest, key, value); err != nil || r.State != ipam.Cooling {
+		return err
+	}
+	return t.put(bucketParked, parkedKey(r), []byte{1})
+}
+
+func (t *tx) unrest(r ipam.Record) error {
+	key, _ := restEntry(r)
+	if err := t.del(bucketRest, key); err != nil || r.State != ipam.Cooling {
+		return err
+	}
+	return t.del(bucketParked, parkedKey(r))
+}
+
+// resting calls fn with the entries of the rest queue, first to end first,
+// until it returns false.
+func (t *tx) resting(fn func(resting) (more bool)) error {
+	c := t.bucket(bucketRest).Cursor()
+	for k, v := c.First(); k != nil; k, v = c.Next() {
+		r, err := decodeRest(k, v)
+		if err != nil || !fn(r) {
+			return err
+		}
+	}
+	return nil
+}
+
+// expire frees a few of the addresses whose rest is over. Since it frees more
+// than one transaction can put to rest on average, the queue never grows for
+// want of it. It looks at both ends of the queue, for a clock that was set
+// back leaves at its far end what began in the future.
+func (t *tx) expire() error {
+	const few = 4
+	c := t.bucket(bucketRest).Cursor()
+	for _, end := range []func() (k, v []byte){c.First, c.Last} {
+		for range few {
+			k, v := end()
+			if k == nil {
+				return nil
+			}
+			r, err := decodeRest(k, v)
+			if err != nil {
+				return err
+			}
+			if !r.over(t.now) {
+				break
+			}
+			rec, err := t.record(r.addr)
+			if err != nil {
+				return err
+			}
+			if key, _ := restEntry(rec); !bytes.Equal(key, k) {
+				return fmt.Errorf("%w: address %s rests, and its record says %q", ErrCorrupt, r.addr, rec.State)
+			}
+			if err := t.setRecord(rec, ipam.Record{}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// parked returns the cooling addresses that an owner may have back in a pool.
+func (t *tx) parked(pool, owner string, a ipam.Attachment) (recs []ipam.Record, err error) {
+	prefix := parkedPrefix(pool, owner, a)
+	c := t.bucket(bucketParked).Cursor()
+	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {
+		addr, ok := parseAddr(k[len(prefix):])
+		if !ok {
+			return nil, fmt.Errorf("%w: parked address %q", ErrCorrupt, k)
+		}
+		rec, err := t.record(addr)
+		if err != nil {
+			return nil, err
+		}
+		if rec.State != ipam.Cooling || !bytes.Equal(parkedKey(rec), k) {
+			return nil, fmt.Errorf("%w: address %s is parked, and its record says %q", ErrCorrupt, addr, rec.State)
+		}
+		recs = append(recs, rec)
+	}
+	return recs, nil
+}
+
+// Users: parent, VLAN, attachment -> what the attachment shares there.
+
+const (
+	usesVLAN = 1 << iota
+	usesHostAccess
+)
+
+func userPrefix(u ipam.Uses) []byte { return join(u.Parent, strconv.Itoa(u.VLAN), "") }
+
+func userKey(a ipam.AttachmentRecord) []byte {
+	return append(userPrefix(a.Uses), attachmentKey(a.Attachment)...)
+}
+
+func userValue(u ipam.Uses) []byte {
+	var v byte
+	if u.VLAN != 0 {
+		v |= usesVLAN
+	}
+	if u.HostAccess {
+		v |= usesHostAccess
+	}
+	return []byte{v}
+}
+
+// users calls fn with the key of each attachment that shares something on the
+// parent and VLAN of u.
+func (t *tx) users(u ipam.Uses, fn func(attachment []byte, vlan, hostAccess bool) error) error {
+	prefix := userPrefix(u)
+	c := t.bucket(bucketUser).Cursor()
+	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		if len(v) != 1 {
+			return fmt.Errorf("%w: user %q", ErrCorrupt, k)
+		}
+		if err := fn(k[len(prefix):], v[0]&usesVLAN != 0, v[0]&usesHostAccess != 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+package ledger
+
+import (
+	"encoding/json"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam"
+)
+
+// Attachment returns the record of an attachment and those of its addresses,
+// in the order of the range sets; found is false when it has none.
+func (l *Ledger) Attachment(a ipam.Attachment) (att ipam.AttachmentRecord, recs []ipam.Record, found bool, err error) {
+	if err := checkAttachment(a); err != nil {
+		return att, nil, false, err
+	}
+	err = l.view(func(t *tx) (err error) {
+		if att, found, err = t.attachment(a); err != nil {
+			return err
+		}
+		for _, addr := range att.Addresses {
+			rec, err := t.heldBy(a, addr)
+			if err != nil {
+				return err
+			}
+			recs = append(recs, rec)
+		}
+		return nil
+	})
+	return att, recs, found, err
+}
+
+// Attachments calls fn with the records of all attachments, in the order of
+// network, container and interface, until it returns an error. fn must not
+// call the ledger.
+func (l *Ledger) Attachments(fn func(ipam.AttachmentRecord) error) error {
+	return l.view(func(t *tx) error { return t.attachments(fn) })
+}
+
+// Records calls fn with the records of all addresses that are not free, IPv4
+// first and each family in order, until it returns an error. fn must not call
+// the ledger.
+func (l *Ledger) Records(fn func(ipam.Record) error) error {
+	return l.view(func(t *tx) error { return t.allRecords(fn) })
+}
+
+func (t *tx) allRecords(fn func(ipam.Record) error) error {
+	return t.records(netip.IPv4Unspecified(), func(r ipam.Record) (bool, error) { return true, fn(r) })
+}
+
+// Users returns the attachments that use the VLAN sub-interface of u, and
+// those that use the host-side sibling on its parent and VLAN.
+func (l *Ledger) Users(u ipam.Uses) (vlan, hostAccess []ipam.AttachmentRecord, err error) {
+	err = l.view(func(t *tx) error {
+		return t.users(u, func(key []byte, usesVLAN, usesHostAccess bool) error {
+			v := t.get(bucketAttachment, key)
+			att, err := decodeAttachment(key, v)
+			if err != nil {
+				return err
+			}
+			if usesVLAN {
+				vlan = append(vlan, att)
+			}
+			if usesHostAccess {
+				hostAccess = append(hostAccess, att)
+			}
+			return nil
+		})
+	})
+	return vlan, hostAccess, err
+}
+
+// Pools returns the local pools as they were last used, by name.
+func (l *Ledger) Pools() (pools []ipam.Pool, err error) {
+	err = l.view(func(t *tx) (err error) {
+		pools, err = t.allPools()
+		return err
+	})
+	return pools, err
+}
+
+func (t *tx) allPools() (pools []ipam.Pool, err error) {
+	err = t.bucket(bucketPool).ForEach(func(name, _ []byte) error {
+		p, _, err := t.pool(string(name))
+		pools = append(pools, p)
+		return err
+	})
+	return pools, err
+}
+
+// Counts counts the addresses of each range set of p. It reads all records
+// of its ranges.
+func (l *Ledger) Counts(p ipam.Pool) (out []ipam.Counts, err error) {
+	err = l.view(func(t *tx) error {
+		for _, set := range p.Sets {
+			n, err := t.counts(p.Name, set, nil)
+			if err != nil {
+				return err
+			}
+			out = append(out, n)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// Info is what there is to know of a ledger as a whole.
+type Info struct {
+	Path string `json:"path"`
+	// ID is the UUID that was minted with the file.
+	ID string `json:"id"`
+	// Schema of the buckets and records.
+	Schema int `json:"schema"`
+	// Sequence counts the transactions that changed it.
+	Sequence uint64 `json:"sequence"`
+	// MachineID and BootID are of the machine that made it, and of the boot
+	// in which it was last open for writing.
+	MachineID string `json:"machineID,omitempty"`
+	BootID    string `json:"bootID"`
+	// Size of the file and FreeBytes inside of it, in bytes.
+	Size      int64 `json:"size"`
+	FreeBytes int64 `json:"freeBytes"`
+	// Refused says why no address is given out, if so.
+	Refused string `json:"refused,omitempty"`
+
+	Pools       int `json:"pools"`
+	Attachments int `json:"attachments"`
+	// Held to Reserved count addresses by state.
+	Held        int `json:"held"`
+	Cooling     int `json:"cooling"`
+	Quarantined int `json:"quarantined"`
+	Reserved    int `json:"reserved"`
+}
+
+// Info reads all records.
+func (l *Ledger) Info() (Info, error) {
+	info := l.fileInfo()
+	err := l.view(func(t *tx) error { return t.info(&info) })
+	return info, err
+}
+
+// fileInfo is the part of Info that is not in the file. It must not be asked
+// for within a transaction: a writer may be waiting for that to end.
+func (l *Ledger) fileInfo() Info {
+	info := Info{Path: l.o.dbPath(), Schema: schema}
+	info.Size, info.FreeBytes = l.file.Size()
+	if err := l.Refused(); err != nil {
+		info.Refused = err.Error()
+	}
+	return info
+}
+
+func (t *tx) info(info *Info) (err error) {
+	if info.ID, info.Sequence, err = t.identity(); err != nil {
+		return err
+	}
+	info.MachineID = string(t.get(bucketMeta, keyMachine))
+	info.BootID = string(t.get(bucketMeta, keyBoot))
+	info.Pools = t.bucket(bucketPool).Stats().KeyN
+	info.Attachments = t.bucket(bucketAttachment).Stats().KeyN
+	return t.allRecords(func(r ipam.Record) error {
+		switch r.State {
+		case ipam.Held:
+			info.Held++
+		case ipam.Cooling:
+			info.Cooling++
+		case ipam.Quarantined:
+			info.Quarantined++
+		case ipam.Reserved:
+			info.Reserved++
+		}
+		return nil
+	})
+}
+
+// Dump is the document that Export writes.
+type Dump struct {
+	// Version of this shape; 1.
+	Version    int       `json:"version"`
+	ExportedAt time.Time `json:"exportedAt"`
+
+	Ledger      Info                    `json:"ledger"`
+	Pools       []ipam.Pool             `json:"pools"`
+	Attachments []ipam.AttachmentRecord `json:"attachments"`
+	Addresses   []ipam.Record           `json:"addresses"`
+}
+
+// Export writes all that the ledger knows at this moment as one JSON document,
+// a Dump.
+func (l *Ledger) Export(w io.Writer) error {
+	d := Dump{Version: 1, Pools: []ipam.Pool{}, Attachments: []ipam.AttachmentRecord{}, Addresses: []ipam.Record{}}
+	d.Ledger = l.fileInfo()
+	err := l.view(func(t *tx) error {
+		d.ExportedAt = t.now
+		if err := t.info(&d.Ledger); err != nil {
+			return err
+		}
+		pools, err := t.allPools()
+		if err != nil {
+			return err
+		}
+		d.Pools = append(d.Pools, pools...)
+		err = t.attachments(func(r ipam.AttachmentRecord) error {
+			d.Attachments = append(d.Attachments, r)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return t.allRecords(func(r ipam.Record) error {
+			d.Addresses = append(d.Addresses, r)
+			return nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(d)
+}

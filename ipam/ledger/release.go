@@ -1,0 +1,247 @@
+package ledger
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam"
+)
+
+// What a pool says of these goes first. It is unknown after a rebuild, until
+// the pool is used again.
+const (
+	defaultCoolDown   = 30 * time.Second
+	defaultQuarantine = 10 * time.Minute
+)
+
+// Release gives back all that the attachment holds and uses. Where it holds
+// nothing the disk is not touched.
+func (l *Ledger) Release(req ipam.ReleaseRequest) (out ipam.Released, err error) {
+	if err := checkAttachment(req.Attachment); err != nil {
+		return out, err
+	}
+	err = l.update(func(t *tx) (err error) {
+		out, err = t.releaseKnown(req)
+		return err
+	})
+	if err != nil {
+		return ipam.Released{}, err
+	}
+	return out, nil
+}
+
+func (t *tx) releaseKnown(req ipam.ReleaseRequest) (ipam.Released, error) {
+	att, found, err := t.attachment(req.Attachment)
+	// Records are made to the microsecond.
+	before := req.Before.Truncate(time.Microsecond)
+	if err != nil || !found || !req.Before.IsZero() && !att.Since.Before(before) {
+		return ipam.Released{}, err
+	}
+	out, err := t.release(att, req)
+	if err != nil {
+		return out, err
+	}
+	return out, t.expire()
+}
+
+// release ends an attachment.
+func (t *tx) release(att ipam.AttachmentRecord, req ipam.ReleaseRequest) (out ipam.Released, err error) {
+	for _, a := range att.Addresses {
+		rec, err := t.heldBy(att.Attachment, a)
+		if err != nil {
+			return out, err
+		}
+		next, err := t.released(rec, req)
+		if err != nil {
+			return out, err
+		}
+		if err := t.setRecord(rec, next); err != nil {
+			return out, err
+		}
+		out.Records = append(out.Records, rec)
+	}
+	if err := t.setAttachment(att, ipam.AttachmentRecord{}); err != nil {
+		return out, err
+	}
+	if out.Uses = att.Uses; !att.Uses.Shared() {
+		return out, nil
+	}
+	err = t.users(att.Uses, func(_ []byte, vlan, hostAccess bool) error {
+		if vlan {
+			out.VLANUsers++
+		}
+		if hostAccess {
+			out.HostAccessUsers++
+		}
+		return nil
+	})
+	return out, err
+}
+
+// released returns what becomes of the record of a held address; the zero
+// Record if the address is free at once.
+func (t *tx) released(rec ipam.Record, req ipam.ReleaseRequest) (ipam.Record, error) {
+	p, known, err := t.pool(rec.Pool)
+	if err != nil {
+		return rec, err
+	}
+	if !known {
+		p.CoolDown = defaultCoolDown
+	}
+	rec.Since, rec.MissedAt = t.now, time.Time{}
+	conflict := slices.IndexFunc(req.Conflict, func(c ipam.Conflict) bool { return plain(c.Address) == rec.Address.Addr() })
+	if conflict >= 0 {
+		rest := p.Quarantine
+		if rest <= 0 {
+			rest = defaultQuarantine
+		}
+		rec.State, rec.Until, rec.Reason = ipam.Quarantined, t.after(rest), req.Conflict[conflict].Reason
+		return rec, nil
+	}
+	// An address that its owner is to find again is parked even when this
+	// attempt to use it has failed: the next attempt wants it.
+	sticky := p.Sticky != ipam.NotSticky && rec.Owner != ""
+	rest := p.Rest(rec.Owner)
+	if t.tight || rest <= 0 || req.Undo && !sticky {
+		return ipam.Record{}, nil
+	}
+	rec.State, rec.Until = ipam.Cooling, t.after(rest)
+	rec.Strict = sticky && p.Sticky == ipam.StickyStrict
+	return rec, nil
+}
+
+func (t *tx) after(d time.Duration) time.Time { return t.now.Add(d).Truncate(time.Microsecond) }
+
+// ReleaseAddress makes the ledger forget what it knows of one address, on the
+// word of an operator, and returns what that was. A held address is taken
+// from its attachment and rests like any other; one that rests, is
+// quarantined or reserved is free at once.
+func (l *Ledger) ReleaseAddress(a netip.Addr) (rec ipam.Record, err error) {
+	a = plain(a)
+	err = l.update(func(t *tx) (err error) {
+		if rec, err = t.record(a); err != nil {
+			return err
+		}
+		var next ipam.Record
+		switch rec.State {
+		case "":
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is free, there is nothing to release", a)}
+		case ipam.Held:
+			att, found, err := t.attachment(rec.Attachment)
+			if err != nil || !found {
+				return fmt.Errorf("%w: %s holds %s and has no record: %w", ErrCorrupt, rec.Attachment, a, err)
+			}
+			less := att
+			less.Addresses = slices.DeleteFunc(slices.Clone(att.Addresses), func(b netip.Addr) bool { return a == b })
+			if err := t.setAttachment(att, less); err != nil {
+				return err
+			}
+			if next, err = t.released(rec, ipam.ReleaseRequest{}); err != nil {
+				return err
+			}
+		}
+		return t.setRecord(rec, next)
+	})
+	return rec, err
+}
+
+// Missed tells the ledger that nothing is left of these attachments. The
+// first time, that is only noted; those of which it was said before, at least
+// minAge ago, are released and returned.
+func (l *Ledger) Missed(attachments []ipam.Attachment, minAge time.Duration) (released []ipam.Attachment, err error) {
+	err = l.update(func(t *tx) error {
+		released = nil
+		for _, a := range attachments {
+			att, found, err := t.attachment(a)
+			if err != nil {
+				return err
+			}
+			age := t.now.Sub(att.MissedAt)
+			switch {
+			case !found:
+			case att.MissedAt.IsZero() || age < 0: // the clock was set back
+				err = t.setMissed(att, t.now)
+			case age >= minAge:
+				_, err = t.release(att, ipam.ReleaseRequest{})
+				released = append(released, a)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return released, nil
+}
+
+// Seen takes back what Missed has noted of these attachments.
+func (l *Ledger) Seen(attachments []ipam.Attachment) error {
+	return l.update(func(t *tx) error {
+		for _, a := range attachments {
+			att, found, err := t.attachment(a)
+			if err != nil {
+				return err
+			}
+			if !found || att.MissedAt.IsZero() {
+				continue
+			}
+			if err := t.setMissed(att, time.Time{}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (t *tx) setMissed(att ipam.AttachmentRecord, at time.Time) error {
+	for _, a := range att.Addresses {
+		rec, err := t.heldBy(att.Attachment, a)
+		if err != nil {
+			return err
+		}
+		noted := rec
+		noted.MissedAt = at
+		if err := t.setRecord(rec, noted); err != nil {
+			return err
+		}
+	}
+	noted := att
+	noted.MissedAt = at
+	return t.setAttachment(att, noted)
+}
+
+// sweepBoot releases what was held before the last reboot: its namespaces
+// went with the kernel that had them.
+func (l *Ledger) sweepBoot() error {
+	return l.update(func(t *tx) error {
+		if string(t.get(bucketMeta, keyBoot)) == t.boot {
+			return nil
+		}
+		var gone []ipam.AttachmentRecord
+		err := t.attachments(func(att ipam.AttachmentRecord) error {
+			if att.BootID != t.boot {
+				gone = append(gone, att)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if len(gone) > 0 {
+			// This may change every page: better to take the room at once than
+			// to run out of it again and again. Update says if there is none.
+			_ = l.file.Reserve(t.b.Size())
+		}
+		for _, att := range gone {
+			if _, err := t.release(att, ipam.ReleaseRequest{}); err != nil {
+				return err
+			}
+		}
+		return t.put(bucketMeta, keyBoot, []byte(t.boot))
+	})
+}

@@ -1,0 +1,162 @@
+package ledger
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam"
+)
+
+func TestUses(t *testing.T) {
+	s := newScene(t, "10.0.0.0/24")
+	uses := func(u ipam.Uses) func(*ipam.AllocateRequest) {
+		return func(r *ipam.AllocateRequest) { r.Uses = u }
+	}
+	noAddress := func(r *ipam.AllocateRequest) { r.Pool = ipam.Pool{} }
+	five := ipam.Uses{Parent: "eth1", VLAN: 5}
+	fiveHost := ipam.Uses{Parent: "eth1", VLAN: 5, HostAccess: true}
+	s.add("a", uses(five))
+	s.add("b", uses(fiveHost), noAddress)
+	s.add("c", uses(ipam.Uses{Parent: "eth1", VLAN: 50}))
+	s.add("d", uses(ipam.Uses{Parent: "eth1", HostAccess: true}))
+	s.add("e", uses(ipam.Uses{Parent: "eth1"}), noAddress) // shares nothing
+	users := func(u ipam.Uses) string {
+		t.Helper()
+		vlan, host, err := s.l.Users(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, list := range [][]ipam.AttachmentRecord{vlan, host} {
+			for _, a := range list {
+				out = append(out, a.Attachment.ContainerID)
+			}
+			out = append(out, "|")
+		}
+		return strings.Join(out, "")
+	}
+	for u, want := range map[ipam.Uses]string{
+		five: "ab|b|", {Parent: "eth1"}: "|d|", {Parent: "eth1", VLAN: 50}: "c||", {Parent: "eth", VLAN: 5}: "||",
+	} {
+		if got := users(u); got != want {
+			t.Errorf("users of %+v: %s, want %s", u, got, want)
+		}
+	}
+	if _, _, found, err := s.l.Attachment(att("e")); found || err != nil {
+		t.Error("an attachment that shares nothing has a record", err)
+	}
+	r := s.release("b")
+	if r.Uses != fiveHost || r.VLANUsers != 1 || r.HostAccessUsers != 0 {
+		t.Errorf("released: %+v", r)
+	}
+	// Another sub-interface: the old one loses its user.
+	s.add("a", uses(ipam.Uses{Parent: "eth1", VLAN: 50}))
+	if got := users(five) + users(ipam.Uses{Parent: "eth1", VLAN: 50}); got != "||ac||" {
+		t.Errorf("users after the change: %s", got)
+	}
+}
+
+func TestReleaseBefore(t *testing.T) {
+	s := newScene(t, "10.0.0.0/24")
+	s.add("a")
+	before := func(at time.Time) func(*ipam.ReleaseRequest) {
+		return func(r *ipam.ReleaseRequest) { r.Before = at }
+	}
+	s.release("a", before(s.c.now)) // made at this very time
+	s.states("10.0.0.2 held a")
+	s.release("a", before(s.c.now.Add(time.Microsecond)))
+	s.states("10.0.0.2 cooling a")
+}
+
+func TestMissed(t *testing.T) {
+	s := newScene(t, "10.0.0.0/24")
+	s.add("a")
+	s.add("b", func(r *ipam.AllocateRequest) { r.Pool, r.Uses = ipam.Pool{}, ipam.Uses{Parent: "eth1", VLAN: 5} })
+	both := []ipam.Attachment{att("a"), att("unknown"), att("b")}
+	missed := func(want int) {
+		t.Helper()
+		got, err := s.l.Missed(both, time.Minute)
+		if err != nil || len(got) != want {
+			t.Fatalf("released %v, %v; want %d", got, err, want)
+		}
+	}
+	missed(0)
+	s.c.add(59 * time.Second)
+	missed(0)
+	if err := s.l.Seen([]ipam.Attachment{att("a"), att("unknown")}); err != nil {
+		t.Fatal(err)
+	}
+	s.c.add(time.Second)
+	missed(1) // b
+	s.states("10.0.0.2 held a")
+	s.c.add(-time.Hour) // counts from anew
+	missed(0)
+	s.add("a", func(r *ipam.AllocateRequest) { r.Netns.Inode++ }) // alive again
+	s.c.add(2 * time.Minute)
+	missed(0)
+	s.c.add(time.Minute)
+	missed(1)
+	s.states("10.0.0.2 cooling a")
+	_, _, found, err := s.l.Attachment(att("b"))
+	if found || err != nil {
+		t.Error(found, err)
+	}
+}
+
+func TestCounts(t *testing.T) {
+	s := newScene(t, "10.0.0.0/28")
+	for _, id := range []string{"a", "b", "c"} {
+		s.add(id)
+	}
+	s.release("b")
+	s.release("c", conflict("10.0.0.4"))
+	s.p.Name = "other"
+	s.add("d")
+	s.p.Name = "lan"
+	got, err := s.l.Counts(s.p)
+	want := ipam.Counts{Usable: 13, Held: 1, Cooling: 1, Quarantined: 1, Other: 1}
+	if err != nil || got[0] != want {
+		t.Errorf("counts %+v, %v; want %+v", got, err, want)
+	}
+}
+
+// All of a large pool, filled, emptied and filled again.
+func TestFull16(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	o := testOptions(t, c)
+	p := pool("lan", set(t, "10.0.0.0/16"))
+	const n = 60_000
+	fill(t, o, p, n)
+	l := open(t, o)
+	for _, r := range []string{"10.0.0.2", "10.0.200.0"} {
+		if _, err := l.ReleaseAddress(netip.MustParseAddr(r)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	info, err := l.Info()
+	if err != nil || info.Held != n-2 || info.Attachments != n-2 {
+		t.Errorf("%+v, %v", info, err)
+	}
+	runs := 0
+	err = l.view(func(x *tx) error { runs = x.bucket(bucketRun).Stats().KeyN; return nil })
+	if err != nil || runs != 1 {
+		t.Errorf("%d runs, %v", runs, err)
+	}
+	shut(t, l)
+	// A reboot releases them all.
+	o.BootID = "boot-2"
+	c.add(time.Second)
+	l = open(t, o)
+	if err := l.Refused(); err != nil {
+		t.Fatal(err)
+	}
+	if info, err = l.Info(); err != nil || info.Held != 0 || info.Cooling != n || info.Attachments != 0 {
+		t.Errorf("after the reboot: %+v, %v", info, err)
+	}
+	if got := add(t, l, request(p, "new")); got != "10.0.234.98" {
+		t.Errorf("the next address is %s", got)
+	}
+}

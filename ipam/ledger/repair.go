@@ -1,0 +1,316 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/pkg/fault"
+)
+
+// Check reads the whole ledger and returns what is wrong with it, a sentence
+// each: the pages of the file, then every record, and whether records and
+// indexes say the same. None means that it is sound.
+func (l *Ledger) Check() (findings []string, err error) {
+	if err := l.Refused(); err != nil {
+		findings = append(findings, err.Error())
+	}
+	if err := l.file.Verify(); err != nil {
+		// bbolt's own check would come to harm on such a file.
+		return append(findings, err.Error()), nil
+	}
+	err = l.view(func(t *tx) error {
+		c := checker{tx: t}
+		for err := range t.b.Check() {
+			c.say("bbolt: %w", err)
+		}
+		c.check()
+		findings = append(findings, c.findings...)
+		return nil
+	})
+	return findings, err
+}
+
+// checker collects findings.
+type checker struct {
+	*tx
+	findings []string
+}
+
+func (c *checker) say(format string, args ...any) {
+	c.findings = append(c.findings, fmt.Errorf(format, args...).Error())
+}
+
+// each calls fn with all of a bucket and reports what it returns.
+func (c *checker) each(bucket []byte, fn func(k, v []byte) error) {
+	_ = c.bucket(bucket).ForEach(func(k, v []byte) error {
+		if err := fn(k, v); err != nil {
+			c.say("%w", err)
+		}
+		return nil
+	})
+}
+
+// has reports an entry of an index that is not there.
+func (c *checker) has(bucket, key, value []byte, of any) error {
+	if !bytes.Equal(c.get(bucket, key), value) {
+		return fmt.Errorf("%s should have %x in %q under %x, not %x", of, value, bucket, key, c.get(bucket, key))
+	}
+	return nil
+}
+
+func (c *checker) check() {
+	if _, _, err := c.identity(); err != nil {
+		c.say("%w", err)
+		return
+	}
+	runs := c.addresses()
+	c.each(bucketRun, func(k, v []byte) error {
+		first, last, err := decodeRun(k, v)
+		if err != nil {
+			return err
+		}
+		at := slices.Index(runs, ipam.Interval{First: first, Last: last})
+		if at < 0 {
+			return fmt.Errorf("run %s-%s is not that of the records", first, last)
+		}
+		runs = slices.Delete(runs, at, at+1) // the first one, if both are in order
+		return nil
+	})
+	for _, r := range runs {
+		c.say("the run of addresses %s is missing", r)
+	}
+	c.each(bucketRest, func(k, v []byte) error {
+		r, err := decodeRest(k, v)
+		if err != nil {
+			return err
+		}
+		rec, err := c.record(r.addr)
+		if err != nil {
+			return nil // reported before
+		}
+		if key, value := restEntry(rec); !rests(rec) || !bytes.Equal(key, k) || !bytes.Equal(value, v) {
+			return fmt.Errorf("address %s rests until %s, and its record says %q until %s", r.addr, r.until, rec.State, rec.Until)
+		}
+		return nil
+	})
+	c.each(bucketParked, func(k, _ []byte) error {
+		for _, n := range []int{5, 17} { // an address, with its family
+			if len(k) <= n {
+				break
+			}
+			if a, ok := parseAddr(k[len(k)-n:]); ok {
+				if rec, err := c.record(a); err == nil && rec.State == ipam.Cooling && bytes.Equal(parkedKey(rec), k) {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("parked address %q is not that of a record", k)
+	})
+	c.attachmentsAndUsers()
+	c.each(bucketPool, func(k, _ []byte) error {
+		p, _, err := c.pool(string(k))
+		if err == nil && p.Name != string(k) {
+			err = fmt.Errorf("pool %q says it is %q", k, p.Name)
+		}
+		return err
+	})
+	c.each(bucketCursor, func(k, v []byte) error {
+		if _, ok := parseAddr(v); !ok {
+			return fmt.Errorf("cursor %q is %x, no address", k, v)
+		}
+		return nil
+	})
+}
+
+// addresses checks the records of addresses, and returns their runs.
+func (c *checker) addresses() (runs []ipam.Interval) {
+	c.each(bucketAddress, func(k, v []byte) error {
+		if a, ok := parseAddr(k); ok {
+			if n := len(runs) - 1; n >= 0 && runs[n].Last.Next() == a {
+				runs[n].Last = a
+			} else {
+				runs = append(runs, ipam.Interval{First: a, Last: a})
+			}
+		}
+		rec, err := decodeRecord(k, v)
+		if err != nil {
+			return err
+		}
+		switch rec.State {
+		case ipam.Held:
+			att, found, err := c.attachment(rec.Attachment)
+			if err == nil && (!found || !slices.Contains(att.Addresses, rec.Address.Addr())) {
+				return fmt.Errorf("address %s is held by %s, whose record does not say so", rec.Address, rec.Attachment)
+			}
+		case ipam.Cooling:
+			if err := c.has(bucketParked, parkedKey(rec), []byte{1}, rec.Address); err != nil {
+				return err
+			}
+			fallthrough
+		case ipam.Quarantined:
+			key, value := restEntry(rec)
+			return c.has(bucketRest, key, value, rec.Address)
+		}
+		return nil
+	})
+	return runs
+}
+
+func (c *checker) attachmentsAndUsers() {
+	c.each(bucketAttachment, func(k, v []byte) error {
+		att, err := decodeAttachment(k, v)
+		if err != nil {
+			return err
+		}
+		if len(att.Addresses) == 0 && !att.Uses.Shared() {
+			return fmt.Errorf("attachment %s holds nothing", att.Attachment)
+		}
+		for i, a := range att.Addresses {
+			if slices.Contains(att.Addresses[:i], a) {
+				return fmt.Errorf("attachment %s holds %s twice", att.Attachment, a)
+			}
+			if _, err := c.heldBy(att.Attachment, a); err != nil {
+				return err
+			}
+		}
+		if att.Uses.Shared() {
+			return c.has(bucketUser, userKey(att), userValue(att.Uses), att.Attachment)
+		}
+		return nil
+	})
+	c.each(bucketUser, func(k, _ []byte) error {
+		parts := bytes.SplitN(k, []byte{0}, 3)
+		if len(parts) == 3 {
+			att, err := decodeAttachment(parts[2], c.get(bucketAttachment, parts[2]))
+			if err == nil && att.Uses.Shared() && bytes.Equal(userKey(att), k) {
+				return nil
+			}
+		}
+		return fmt.Errorf("user %q is not that of an attachment", k)
+	})
+}
+
+// Found is an attachment that was found alive on this node.
+type Found struct {
+	// Attachment, or the zero value for addresses of which it is not known
+	// who uses them; they become reserved, for Reason.
+	Attachment ipam.Attachment
+	Reason     string
+	Runtime    string
+	Netns      ipam.Netns
+	MAC        string
+	Uses       ipam.Uses
+	// Pool that the addresses are from.
+	Pool string
+	// Addresses with prefix length and gateway, in the order of range sets.
+	Addresses []ipam.Address
+}
+
+// Rebuild makes a new ledger of what was found alive, whatever state the old
+// one is in; that one stays beside it as ledger.db.<time>.bad. It waits for
+// the lock until ctx ends.
+//
+// An address that was found more than once becomes reserved: no record can
+// tell which of its users is right.
+func Rebuild(ctx context.Context, o Options, found []Found) (err error) {
+	if err := o.setDefaults(); err != nil {
+		return err
+	}
+	defer func() { err = o.explain(err) }()
+	if err := boltfile.MakeDir(o.DataDir, 0o700); err != nil {
+		return err
+	}
+	lock, err := boltfile.Acquire(ctx, filepath.Join(o.DataDir, lockName), false)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	id, now := newID(), o.Now().UTC()
+	kept := fmt.Sprintf("%s.%s.bad", o.dbPath(), now.Format("20060102T150405.000000000Z"))
+	err = boltfile.Create(o.dbPath(), kept, func(b *bbolt.Tx) error {
+		if err := o.layOut(b, id); err != nil {
+			return err
+		}
+		return newTx(b, &o).fill(found)
+	})
+	if err != nil {
+		return err
+	}
+	fault.Point("ledger.rebuild.placed")
+	// The mark is still that of the old ledger: until here Allocate is refused.
+	f, err := openMark(o.markPath())
+	if err != nil {
+		return err
+	}
+	return errors.Join(mark{boot: o.BootID, id: id}.writeTo(f), f.Close())
+}
+
+// fill writes what was found into an empty ledger.
+func (t *tx) fill(found []Found) error {
+	users := map[netip.Addr][]string{}
+	for _, f := range found {
+		for _, a := range f.Addresses {
+			users[plain(a.Prefix.Addr())] = append(users[plain(a.Prefix.Addr())], f.user())
+		}
+	}
+	for _, f := range found {
+		if err := t.fillOne(f, users); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *Found) user() string {
+	switch {
+	case f.Attachment != (ipam.Attachment{}):
+		return f.Attachment.String()
+	case f.Reason != "":
+		return f.Reason
+	}
+	return "an unknown container"
+}
+
+func (t *tx) fillOne(f Found, users map[netip.Addr][]string) error {
+	known := f.Attachment != (ipam.Attachment{})
+	if known {
+		if err := checkAttachment(f.Attachment); err != nil {
+			return err
+		}
+	}
+	att := ipam.AttachmentRecord{Version: recordVersion, Attachment: f.Attachment, Runtime: f.Runtime,
+		Netns: f.Netns, BootID: t.boot, MAC: f.MAC, Uses: f.Uses, Since: t.now}
+	for _, a := range f.Addresses {
+		addr := plain(a.Prefix.Addr())
+		rec := ipam.Record{Version: recordVersion, Pool: f.Pool, Address: netip.PrefixFrom(addr, a.Prefix.Bits()),
+			Gateway: a.Gateway, State: ipam.Held, Attachment: f.Attachment, Runtime: f.Runtime, Netns: f.Netns,
+			BootID: t.boot, MAC: f.MAC, Since: t.now}
+		if !known || len(users[addr]) > 1 {
+			rec.State, rec.Reason = ipam.Reserved, fmt.Sprintf("found in use by %s", strings.Join(users[addr], " and "))
+			rec.Attachment = ipam.Attachment{}
+		} else {
+			att.Addresses = append(att.Addresses, addr)
+		}
+		old, err := t.record(addr)
+		if err != nil {
+			return err
+		}
+		if err := t.setRecord(old, rec); err != nil {
+			return err
+		}
+	}
+	if !known || len(att.Addresses) == 0 && !att.Uses.Shared() {
+		return nil
+	}
+	return t.setAttachment(ipam.AttachmentRecord{}, att)
+}
