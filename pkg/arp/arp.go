@@ -1,0 +1,239 @@
+// Package arp tells the neighbours of an interface about its addresses and
+// finds out who else uses them: announcements and conflict probes, by ARP (RFC
+// 5227) for IPv4 and by neighbour discovery (RFC 4861, 4862, 7527) for IPv6.
+//
+// An address may be probed before the interface has it. One raw socket both
+// sends and listens, from Open on, so what is heard while the caller does
+// other work waits in its queue. The package judges each frame by itself: it
+// keeps no table of neighbours, and does not defend an address once taken.
+//
+// Sockets belong to the network namespace of the calling thread; enter it
+// before Open and be in it for Announce. Nothing here starts a goroutine.
+package arp
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// RFC 5227, section 1.1.
+const (
+	probeWait    = time.Second     // the first probe leaves at a random time up to this
+	probeNum     = 3               // number of probes
+	probeMin     = time.Second     // shortest time from probe to probe
+	probeMax     = 2 * time.Second // longest time from probe to probe
+	announceWait = 2 * time.Second // silence after the last probe that makes the address ours
+)
+
+// Iface is the interface frames leave from. All fields are required.
+type Iface struct {
+	Name  string
+	Index int
+	MAC   net.HardwareAddr // six bytes
+}
+
+// Conflict says who else uses an address, or is about to.
+type Conflict struct {
+	Addr netip.Addr
+	MAC  net.HardwareAddr
+}
+
+// Prober sends from one interface and listens on it, for a fixed list of
+// addresses. It is for one goroutine at a time.
+type Prober struct {
+	ifc   Iface
+	mac   mac
+	addrs []netip.Addr
+	nonce mac
+	wire  wire
+
+	// Tests of the RFC's waits have a clock and chance of their own.
+	now    func() time.Time
+	random func(below time.Duration) time.Duration
+}
+
+// wire carries whole Ethernet frames.
+type wire interface {
+	send(frame []byte) error
+	// receive puts the next frame that has come in into buf, cut to its
+	// length, and returns the length, or 0 if there is none. It never blocks.
+	receive(buf []byte) (int, error)
+	// await returns when a frame has come in, after d, or earlier.
+	await(d time.Duration) error
+	close() error
+}
+
+// Open binds a raw socket to the interface and starts to listen for other
+// users of addrs: unicast, without zone, at least one. The link may still be
+// down, but must be up to send. It is an error if the interface is not
+// Ethernet or has no MAC.
+func Open(ifc Iface, addrs []netip.Addr) (*Prober, error) {
+	p, err := newProber(ifc, addrs)
+	if err != nil {
+		return nil, err
+	}
+	if p.wire, err = dial(ifc, groups(p.addrs)); err != nil {
+		return nil, fmt.Errorf("interface %q: %w", ifc.Name, err)
+	}
+	return p, nil
+}
+
+// newProber checks what it is given and leaves out only the wire.
+func newProber(ifc Iface, addrs []netip.Addr) (*Prober, error) {
+	p := &Prober{ifc: ifc, now: time.Now, random: rand.N[time.Duration]}
+	if copy(p.mac[:], ifc.MAC) != len(ifc.MAC) || p.mac == (mac{}) {
+		return nil, fmt.Errorf("interface %q: no Ethernet address: %q", ifc.Name, ifc.MAC)
+	}
+	if len(addrs) == 0 {
+		return nil, fmt.Errorf("interface %q: no addresses to probe for", ifc.Name)
+	}
+	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	for _, a := range addrs {
+		a = a.Unmap()
+		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a == broadcast || a.Zone() != "" {
+			return nil, fmt.Errorf("interface %q: not a unicast address without zone: %q", ifc.Name, a)
+		}
+		p.addrs = append(p.addrs, a)
+	}
+	copy(p.nonce[:], binary.NativeEndian.AppendUint64(nil, rand.Uint64()))
+	return p, nil
+}
+
+// Probe asks once for each address whether anybody has it: an ARP probe with
+// sender 0.0.0.0, or a neighbour solicitation from ::, as in duplicate address
+// detection.
+func (p *Prober) Probe() error {
+	for _, a := range p.addrs {
+		frame := arpProbe(p.mac, a)
+		if a.Is6() {
+			frame = ndProbe(p.mac, a, p.nonce)
+		}
+		if err := p.wire.send(frame); err != nil {
+			return fmt.Errorf("probe %s on %q: %w", a, p.ifc.Name, err)
+		}
+	}
+	return nil
+}
+
+// Conflicts reads what has come in since Open or the last call, and for up to
+// wait more; 0 does not block. It returns as soon as it has found anything:
+// each address and MAC once, in the order heard. A conflict is a foreign ARP
+// message whose sender has one of the addresses, a foreign ARP probe or
+// duplicate address detection for one, or a neighbour advertisement of one.
+func (p *Prober) Conflicts(wait time.Duration) ([]Conflict, error) {
+	return p.listen(context.Background(), wait)
+}
+
+// Thorough probes with the counts and waits of RFC 5227, section 2.1.1: four
+// to nine seconds, less when it stops at a conflict. If ctx ends first, the
+// error wraps that of ctx, and nothing is known of the addresses.
+func (p *Prober) Thorough(ctx context.Context) ([]Conflict, error) {
+	pause := p.random(probeWait)
+	for i := range probeNum {
+		if found, err := p.listen(ctx, pause); err != nil || len(found) > 0 {
+			return found, err
+		}
+		if err := p.Probe(); err != nil {
+			return nil, err
+		}
+		if i < probeNum-1 {
+			pause = probeMin + p.random(probeMax-probeMin)
+		}
+	}
+	return p.listen(ctx, announceWait)
+}
+
+// Announce tells the neighbours that the addresses are at this interface now:
+// gratuitous ARP in request and in reply form, since there are hosts that heed
+// only one of them, and an unsolicited neighbour advertisement that overrides
+// what was known. It goes on after an error and returns all of them.
+//
+// arping.GratuitousArpOverIface would send the request form, from a socket of
+// its own; closing that one takes longer than the rest of an ADD (see
+// socket.close). Its Ping is what the tests ask for addresses with.
+func (p *Prober) Announce() error {
+	var errs []error
+	for _, a := range p.addrs {
+		frames := [][]byte{arpAnnounce(p.mac, a), arpReply(p.mac, a)}
+		if a.Is6() {
+			frames = [][]byte{ndAnnounce(p.mac, a)}
+		}
+		for _, f := range frames {
+			if err := p.wire.send(f); err != nil {
+				errs = append(errs, fmt.Errorf("announce %s on %q: %w", a, p.ifc.Name, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close stops listening. What came in and was not read is lost.
+func (p *Prober) Close() error { return p.wire.close() }
+
+// listen is Conflicts until ctx ends.
+func (p *Prober) listen(ctx context.Context, wait time.Duration) ([]Conflict, error) {
+	// A context has no descriptor to wait for beside the socket, and plugins
+	// give theirs a deadline: looking at it now and then is enough.
+	const look = 50 * time.Millisecond
+	for end := p.now().Add(wait); ; {
+		if found, err := p.drain(); err != nil || len(found) > 0 {
+			return found, err
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("listen on %q: %w", p.ifc.Name, err)
+		}
+		left := end.Sub(p.now())
+		if left <= 0 {
+			return nil, nil
+		}
+		if err := p.wire.await(min(left, look)); err != nil {
+			return nil, fmt.Errorf("listen on %q: %w", p.ifc.Name, err)
+		}
+	}
+}
+
+// drain judges the frames in the queue.
+func (p *Prober) drain() ([]Conflict, error) {
+	// Of frames this small, a socket queues a few hundred. The bound keeps a
+	// flood from holding us here.
+	const most = 1000
+	var found []Conflict
+	var buf [2048]byte
+	for range most {
+		n, err := p.wire.receive(buf[:])
+		if err != nil {
+			return found, fmt.Errorf("listen on %q: %w", p.ifc.Name, err)
+		}
+		if n == 0 {
+			break
+		}
+		if c, ok := p.judge(buf[:n]); ok && !slices.ContainsFunc(found, c.equal) {
+			found = append(found, c)
+		}
+	}
+	return found, nil
+}
+
+// judge says whether a frame shows another user of one of the addresses.
+func (p *Prober) judge(frame []byte) (Conflict, bool) {
+	c, ok := parse(frame)
+	// Switches and access points send our own frames back to us, some under a
+	// MAC of theirs: then the ARP sender or the nonce (RFC 7527) tells.
+	own := c.source == p.mac || c.holder == p.mac || bytes.Equal(c.nonce, p.nonce[:])
+	if !ok || own || !slices.Contains(p.addrs, c.addr) {
+		return Conflict{}, false
+	}
+	return Conflict{Addr: c.addr, MAC: c.holder[:]}, true
+}
+
+func (c Conflict) equal(d Conflict) bool {
+	return c.Addr == d.Addr && bytes.Equal(c.MAC, d.MAC)
+}
