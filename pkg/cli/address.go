@@ -1,0 +1,212 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/cli/live"
+)
+
+func (a *app) address() *cobra.Command {
+	return noun("address", "Addresses that are held, rest, or are kept out of use",
+		a.addressList(), a.addressShow(), a.addressRelease())
+}
+
+func (a *app) addressList() *cobra.Command {
+	var pool, state, network string
+	c := &cobra.Command{
+		Use:     "list",
+		Short:   "List the addresses that are not free",
+		Example: "  underlayctl address list --pool lan --state held",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch ipam.State(state) {
+			case "", ipam.Held, ipam.Cooling, ipam.Quarantined, ipam.Reserved:
+			default:
+				return misuse("--state: %q is none of held, cooling, quarantined, reserved", state)
+			}
+			recs := []ipam.Record{}
+			err := a.view(cmd.Context(), func(l *ledger.Ledger) error {
+				return l.Records(func(r ipam.Record) error {
+					if (pool == "" || r.Pool == pool) && (state == "" || string(r.State) == state) &&
+						(network == "" || r.Attachment.Network == network) {
+						recs = append(recs, r)
+					}
+					return nil
+				})
+			})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, recs, func(t *table) {
+				t.row("ADDRESS", "POOL", "STATE", "CONTAINER", "IFNAME", "NETNS", "MAC", "OWNER", "SINCE", "UNTIL")
+				for _, r := range recs {
+					t.row(r.Address, r.Pool, r.State, shortID(r.Attachment.ContainerID), r.Attachment.IfName,
+						r.Netns.Path, r.MAC, r.Owner, r.Since, r.Until)
+				}
+			})
+		},
+	}
+	c.Flags().StringVar(&pool, "pool", "", "only those of this `pool`")
+	c.Flags().StringVar(&state, "state", "", "only those in this `state`: held, cooling, quarantined or reserved")
+	c.Flags().StringVar(&network, "network", "", "only those of attachments to this `network`")
+	return c
+}
+
+// addressView is a record and, of a held address, what has become of its
+// holder's namespace.
+type addressView struct {
+	ipam.Record
+	NetnsState live.State `json:"netnsState,omitempty"`
+}
+
+func (a *app) addressShow() *cobra.Command {
+	return &cobra.Command{
+		Use:     "show ADDRESS",
+		Short:   "Show all that is known of an address",
+		Example: "  underlayctl address show 192.0.2.10",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			addr, err := parseAddr(args[0])
+			if err != nil {
+				return err
+			}
+			var v addressView
+			err = a.view(cmd.Context(), func(l *ledger.Ledger) error {
+				v, err = lookUp(l, addr)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, v, func(t *table) {
+				t.field("Address", v.Address)
+				t.field("Pool", v.Pool)
+				t.field("Gateway", v.Gateway)
+				t.field("State", v.State)
+				t.field("Reason", v.Reason)
+				t.field("Network", v.Attachment.Network)
+				t.field("Container", v.Attachment.ContainerID)
+				t.field("Interface", v.Attachment.IfName)
+				t.field("MAC", v.MAC)
+				t.field("Namespace", namespace(v.Netns, v.NetnsState))
+				t.field("Runtime", v.Runtime)
+				t.field("Owner", v.Owner)
+				t.field("Since", v.Since)
+				t.field("Until", v.Until)
+				t.field("Missed", v.MissedAt)
+			})
+		},
+	}
+}
+
+// namespace is its path, with its state where that matters.
+func namespace(n ipam.Netns, s live.State) string {
+	if s == "" {
+		return n.Path
+	}
+	return fmt.Sprintf("%s (%s)", n.Path, s)
+}
+
+func (a *app) addressRelease() *cobra.Command {
+	var force bool
+	c := &cobra.Command{
+		Use:   "release ADDRESS...",
+		Short: "Take addresses from holders that are gone, or back into use",
+		Long: `Take an address from a container that is gone, which lets it cool down like
+any other, or end its rest, quarantine or reservation, which frees it at once.`,
+		Example: "  underlayctl address release 192.0.2.10",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var addrs []netip.Addr
+			for _, s := range args {
+				addr, err := parseAddr(s)
+				if err != nil {
+					return err
+				}
+				addrs = append(addrs, addr)
+			}
+			was := []ipam.Record{}
+			err := a.update(cmd.Context(), func(l *ledger.Ledger) error {
+				for _, addr := range addrs {
+					rec, err := release(l, addr, force)
+					if err != nil {
+						return err
+					}
+					was = append(was, rec)
+				}
+				return nil
+			})
+			return errors.Join(a.print(cmd, was, func(t *table) {
+				for _, r := range was {
+					t.line("released %s, which was %s", r.Address.Addr(), holder(r))
+				}
+			}), err)
+		},
+	}
+	c.Flags().BoolVar(&force, "force", false, "even if the holder is alive: it goes on using the address")
+	return c
+}
+
+// release releases one address and returns what its record was.
+func release(l *ledger.Ledger, addr netip.Addr, force bool) (ipam.Record, error) {
+	v, err := lookUp(l, addr)
+	if err != nil {
+		return v.Record, err
+	}
+	if !force && v.State == ipam.Held && v.NetnsState != live.Gone {
+		err := fmt.Errorf("address %s is in use: %s, whose namespace %s is %s", addr, holder(v.Record), v.Netns.Path, v.NetnsState)
+		return v.Record, hint(err, "stop the container, which releases it; --force gives its address to others while it uses it")
+	}
+	return l.ReleaseAddress(addr)
+}
+
+// holder says what a record says of an address.
+func holder(r ipam.Record) string {
+	switch att := r.Attachment; {
+	case r.State == ipam.Held:
+		return fmt.Sprintf("held by %s of container %s on network %s", att.IfName, shortID(att.ContainerID), att.Network)
+	case r.Reason != "":
+		return fmt.Sprintf("%s: %s", r.State, r.Reason)
+	}
+	return string(r.State)
+}
+
+// lookUp returns the record of an address that is not free.
+func lookUp(l *ledger.Ledger, addr netip.Addr) (v addressView, err error) {
+	found := errors.New("found")
+	err = l.Records(func(r ipam.Record) error {
+		if r.Address.Addr() == addr {
+			v.Record = r
+			return found
+		}
+		return nil
+	})
+	if err == nil {
+		return v, fmt.Errorf("address %s is free: the ledger has no record of it", addr)
+	}
+	if !errors.Is(err, found) {
+		return v, err
+	}
+	if v.State == ipam.Held {
+		all, err := live.List()
+		if err != nil {
+			return v, err
+		}
+		v.NetnsState = all.State(v.Netns, v.BootID)
+	}
+	return v, nil
+}
+
+func parseAddr(s string) (netip.Addr, error) {
+	addr, err := netip.ParseAddr(s)
+	if err != nil || addr.Zone() != "" {
+		return netip.Addr{}, misuse("%q is not an IP address", s)
+	}
+	return addr.Unmap(), nil
+}

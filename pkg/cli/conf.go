@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/spf13/cobra"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/pkg/link"
+)
+
+// confVersion is the newest one that containerd 1.6 and nerdctl 1 know.
+const confVersion = "1.0.0"
+
+func (a *app) conf() *cobra.Command {
+	return noun("conf", "Write network configurations",
+		a.confFor("nerdctl", func(c *confList) string {
+			sum := sha256.Sum256([]byte(c.Name))
+			c.nerdctlKeys = &nerdctlKeys{ID: fmt.Sprintf("%x", sum), Labels: map[string]string{}}
+			return "/etc/cni/net.d/nerdctl-" + c.Name + ".conflist"
+		}),
+		a.confFor("containerd", func(c *confList) string {
+			return "/etc/cni/net.d/10-" + c.Name + ".conflist"
+		}))
+}
+
+// confList is a network configuration list; its order is that of the file.
+type confList struct {
+	CNIVersion string `json:"cniVersion"`
+	Name       string `json:"name"`
+	*nerdctlKeys
+	Plugins []macvlanConf `json:"plugins"`
+}
+
+// nerdctlKeys make a network one of nerdctl's own, for `nerdctl network`. The
+// ID is the sha256 of the name.
+type nerdctlKeys struct {
+	ID     string            `json:"nerdctlID"`
+	Labels map[string]string `json:"nerdctlLabels"`
+}
+
+type macvlanConf struct {
+	Type         string          `json:"type"`
+	Master       string          `json:"master"`
+	VLAN         int             `json:"vlan,omitempty"`
+	Mode         string          `json:"mode"`
+	HostAccess   bool            `json:"hostAccess,omitempty"`
+	DataDir      string          `json:"dataDir,omitempty"`
+	RunDir       string          `json:"runDir,omitempty"`
+	Capabilities map[string]bool `json:"capabilities"`
+	IPAM         ipamConf        `json:"ipam"`
+}
+
+type ipamConf struct {
+	Type   string        `json:"type"`
+	Ranges [][]rangeConf `json:"ranges"`
+	Routes []routeConf   `json:"routes,omitempty"`
+}
+
+type rangeConf struct {
+	Subnet     string `json:"subnet"`
+	RangeStart string `json:"rangeStart,omitempty"`
+	RangeEnd   string `json:"rangeEnd,omitempty"`
+	Gateway    string `json:"gateway,omitempty"`
+}
+
+type routeConf struct {
+	Dst string `json:"dst"`
+}
+
+// confFor is the command for one runtime; finish adds what that wants and
+// returns where it looks for the file.
+func (a *app) confFor(runtime string, finish func(*confList) (path string)) *cobra.Command {
+	p := macvlanConf{Type: "macvlan", Capabilities: map[string]bool{"ips": true, "mac": true}}
+	var ip4, ip6 rangeConf
+	c := &cobra.Command{
+		Use:   runtime + " NAME --master INTERFACE --subnet PREFIX",
+		Short: "Write a macvlan network for " + runtime + " to stdout",
+		Long: "Write a macvlan network for " + runtime + ` to stdout, and where to save it to stderr.
+Its cniVersion is the newest that all versions of the runtime know; where the
+runtime has containerd 2, set 1.1.0, for GC and STATUS.`,
+		Example: "  underlayctl conf " + runtime + " lan --master eth1 --subnet 192.0.2.0/24 \\\n" +
+			"    --range-start 192.0.2.100 --range-end 192.0.2.199",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p.DataDir, p.RunDir = a.dataDir, a.runDir
+			list := confList{CNIVersion: confVersion, Name: args[0], Plugins: []macvlanConf{p}}
+			if err := list.complete(ip4, ip6); err != nil {
+				return &usageError{err}
+			}
+			path := finish(&list)
+			if err := printJSON(cmd.OutOrStdout(), list); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(cmd.ErrOrStderr(), "# save this as %s\n", path)
+			return err
+		},
+	}
+	f := c.Flags()
+	f.SortFlags = false
+	f.StringVar(&p.Master, "master", "", "`interface` of the host that the containers sit on (required)")
+	f.IntVar(&p.VLAN, "vlan", 0, "`id` of the VLAN on it that they are in (default none)")
+	f.StringVar(&p.Mode, "mode", link.ModeBridge, "`mode` bridge, private, vepa, passthru or source")
+	f.BoolVar(&p.HostAccess, "host-access", false, "let this host and its containers reach each other (mode bridge)")
+	ip4.flags(c, "", "", "192.0.2.0/24")
+	ip6.flags(c, "ip6-", "IPv6: ", "2001:db8::/64")
+	return c
+}
+
+// flags adds those of one range set, of which an attachment gets one address.
+func (r *rangeConf) flags(c *cobra.Command, prefix, label, subnet string) {
+	f := c.Flags()
+	f.StringVar(&r.Subnet, prefix+"subnet", "", label+"`prefix` of the subnet, such as "+subnet)
+	f.StringVar(&r.Gateway, prefix+"gateway", "", label+"`address` of the gateway (default the first of the subnet)")
+	f.StringVar(&r.RangeStart, prefix+"range-start", "", label+"first `address` to give out")
+	f.StringVar(&r.RangeEnd, prefix+"range-end", "", label+"last `address` to give out")
+}
+
+// complete checks a list as the plugin would, and adds the ranges with what
+// they leave open, and a default route to each gateway.
+func (c *confList) complete(sets ...rangeConf) error {
+	p := &c.Plugins[0]
+	p.IPAM = ipamConf{Type: "underlay"}
+	for _, r := range sets {
+		if r != (rangeConf{}) {
+			p.IPAM.Ranges = append(p.IPAM.Ranges, []rangeConf{r})
+		}
+	}
+	if err := c.checkMacvlan(); err != nil {
+		return err
+	}
+	object, err := json.Marshal(p.IPAM)
+	if err != nil {
+		return err
+	}
+	loaded, err := ipam.Load(object, c.Name, nil)
+	if err != nil {
+		return err
+	}
+	for i, set := range loaded.Pool.Sets {
+		gw := set[0].Gateway
+		if !gw.IsValid() {
+			continue
+		}
+		p.IPAM.Ranges[i][0].Gateway = gw.String()
+		dst := "0.0.0.0/0"
+		if gw.Is6() {
+			dst = "::/0"
+		}
+		p.IPAM.Routes = append(p.IPAM.Routes, routeConf{dst})
+	}
+	return nil
+}
+
+func (c *confList) checkMacvlan() error {
+	p := c.Plugins[0]
+	if err := utils.ValidateNetworkName(c.Name); err != nil {
+		return fmt.Errorf("network name %q: letters, digits, dot, dash and underscore make one", c.Name)
+	}
+	if p.Master == "" {
+		return fmt.Errorf("--master is missing")
+	}
+	if err := utils.ValidateInterfaceName(p.Master); err != nil {
+		return fmt.Errorf("--master: %q is no interface name: %s", p.Master, strings.TrimSpace(err.Msg+" "+err.Details))
+	}
+	switch {
+	case len(p.IPAM.Ranges) == 0:
+		return fmt.Errorf("--subnet is missing")
+	case !link.IsMode(p.Mode):
+		return fmt.Errorf("--mode: %q is none of bridge, private, vepa, passthru, source", p.Mode)
+	case p.VLAN < 0 || p.VLAN > 4094:
+		return fmt.Errorf("--vlan: %d is not a VLAN id from 1 to 4094", p.VLAN)
+	case p.HostAccess && p.Mode != link.ModeBridge:
+		return fmt.Errorf("--host-access: mode %s keeps siblings apart, and the host is reached through one; use mode bridge", p.Mode)
+	}
+	return nil
+}

@@ -1,0 +1,219 @@
+package live
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client"
+	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/link"
+	"github.com/underlay-cni/underlay/pkg/netns"
+)
+
+// sharedAlias is that of the links on the host that attachments share.
+const sharedAlias = "underlay"
+
+// ParseAlias tells the attachment that a link's alias names; ok is false for
+// a link that is not one of this suite's.
+func ParseAlias(alias string) (network, containerID string, ok bool) {
+	parts := strings.Split(alias, ":")
+	if len(parts) != 3 || parts[0] != "underlay" || parts[1] == "" || parts[2] == "" {
+		return "", "", false
+	}
+	return parts[1], parts[2], true
+}
+
+// Attachments finds what is attached in namespaces other than this process's
+// own, as a ledger would have it: the pool is named like the network.
+// networks, unless empty, are the only ones of which attachments are wanted.
+//
+// Addresses of links that are not this suite's may still be from its IPAM:
+// other main plugins use it too. They are found without an attachment, after
+// the others, unless one of these has the same address.
+func (n *Namespaces) Attachments(networks []string) ([]ledger.Found, error) {
+	h, err := lookAtHost()
+	if err != nil {
+		return nil, err
+	}
+	var ours, others []ledger.Found
+	held := make(map[netip.Addr]bool)
+	for _, at := range n.all {
+		if at.Dev == h.self.Dev && at.Inode == h.self.Inode {
+			continue
+		}
+		there, err := h.lookInto(at)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range there {
+			if f.Attachment == (ipam.Attachment{}) {
+				others = append(others, f)
+				continue
+			}
+			for _, a := range f.Addresses {
+				held[a.Prefix.Addr()] = true
+			}
+			if len(networks) == 0 || slices.Contains(networks, f.Attachment.Network) {
+				ours = append(ours, f)
+			}
+		}
+	}
+	others = slices.DeleteFunc(others, func(f ledger.Found) bool { return held[f.Addresses[0].Prefix.Addr()] })
+	slices.SortFunc(ours, func(a, b ledger.Found) int { return cmp.Compare(a.Attachment.String(), b.Attachment.String()) })
+	slices.SortFunc(others, func(a, b ledger.Found) int { return a.Addresses[0].Prefix.Addr().Compare(b.Addresses[0].Prefix.Addr()) })
+	return append(ours, others...), nil
+}
+
+// host is the namespace of this process, which parents and shared links are in.
+type host struct {
+	self    ipam.Netns
+	byIndex map[int]link.Link
+	// reach has what the host has routes to through each shared link, by name.
+	reach map[string]map[netip.Addr]bool
+}
+
+func lookAtHost() (*host, error) {
+	k, err := link.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	links, err := k.List()
+	if err != nil {
+		return nil, err
+	}
+	h := &host{
+		self:    client.Identify("/proc/thread-self/ns/net"),
+		byIndex: make(map[int]link.Link),
+		reach:   make(map[string]map[netip.Addr]bool),
+	}
+	for _, l := range links {
+		h.byIndex[l.Index] = l
+		if l.Alias != sharedAlias {
+			continue
+		}
+		routes, err := k.Routes(l.Index)
+		if err != nil {
+			return nil, err
+		}
+		h.reach[l.Name] = make(map[netip.Addr]bool)
+		for _, r := range routes {
+			h.reach[l.Name][r.Dst.Addr()] = true
+		}
+	}
+	return h, nil
+}
+
+// uses tells from the host's side what a link in a container shares. Its
+// parent is taken to be on the host: a parent that is not uses nothing there.
+func (h *host) uses(l link.Link, addrs []netip.Prefix) (u ipam.Uses) {
+	carrier, ok := h.byIndex[l.Parent]
+	if !ok {
+		return u
+	}
+	u.Parent = carrier.Name
+	if parent, ok := h.byIndex[carrier.Parent]; ok && carrier.VLAN != 0 && carrier.Alias == sharedAlias {
+		u.Parent, u.VLAN = parent.Name, carrier.VLAN
+	}
+	reached := h.reach[link.SiblingName(carrier.Name)]
+	for _, a := range addrs {
+		u.HostAccess = u.HostAccess || reached[a.Addr()]
+	}
+	if !u.Shared() {
+		return ipam.Uses{}
+	}
+	return u
+}
+
+// lookInto finds what is attached in one namespace; nothing, if it has gone.
+func (h *host) lookInto(at ipam.Netns) (found []ledger.Found, err error) {
+	ns, err := netns.Find(at.Path, at.Dev, at.Inode)
+	if errors.Is(err, netns.ErrGone) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	k, err := link.OpenAt(ns.Fd())
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	links, err := k.List()
+	if err != nil {
+		return nil, fmt.Errorf("netns %q: %w", at.Path, err)
+	}
+	for _, l := range links {
+		addrs, err := addresses(k, l)
+		if err != nil {
+			return nil, fmt.Errorf("netns %q: %w", at.Path, err)
+		}
+		network, containerID, ours := ParseAlias(l.Alias)
+		if !ours {
+			for _, a := range addrs {
+				found = append(found, ledger.Found{
+					Reason: fmt.Sprintf("%s in %s", l.Name, at.Path), Netns: at,
+					Addresses: []ipam.Address{{Prefix: a}},
+				})
+			}
+			continue
+		}
+		f := ledger.Found{
+			Attachment: ipam.Attachment{Network: network, ContainerID: containerID, IfName: l.Name},
+			Netns:      at, MAC: l.MAC.String(), Uses: h.uses(l, addrs), Pool: network,
+		}
+		routes, err := k.Routes(l.Index)
+		if err != nil {
+			return nil, fmt.Errorf("netns %q: %w", at.Path, err)
+		}
+		for _, a := range addrs {
+			f.Addresses = append(f.Addresses, ipam.Address{Prefix: a, Gateway: gateway(routes, a)})
+		}
+		found = append(found, f)
+	}
+	return found, nil
+}
+
+// addresses are those of a link that address management may have given it:
+// none of loopback and link-local ones, and none that the kernel has made of
+// the MAC and a router's prefix (RFC 4862).
+func addresses(k *link.Handle, l link.Link) ([]netip.Prefix, error) {
+	all, err := k.Addrs(l.Index)
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Prefix
+	for _, a := range all {
+		if x := a.Addr(); !x.IsLoopback() && !x.IsLinkLocalUnicast() && !fromMAC(x, l.MAC) {
+			out = append(out, a.Prefix)
+		}
+	}
+	return out, nil
+}
+
+// fromMAC reports whether the lower half of an IPv6 address is the modified
+// EUI-64 of a MAC (RFC 4291, appendix A).
+func fromMAC(a netip.Addr, mac net.HardwareAddr) bool {
+	if !a.Is6() || len(mac) != 6 {
+		return false
+	}
+	b := a.As16()
+	return slices.Equal(b[8:], []byte{mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
+}
+
+// gateway is that of the default route in the subnet of an address.
+func gateway(routes []link.Route, subnet netip.Prefix) netip.Addr {
+	for _, r := range routes {
+		if r.Dst.Bits() == 0 && subnet.Contains(r.GW) {
+			return r.GW
+		}
+	}
+	return netip.Addr{}
+}

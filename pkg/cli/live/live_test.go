@@ -1,0 +1,99 @@
+package live
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/containernetworking/plugins/pkg/testutils"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client"
+)
+
+func TestParseAlias(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		alias, network, container string
+		ok                        bool
+	}{
+		{"underlay:lan:4f1c", "lan", "4f1c", true},
+		{"underlay:a.b-c_d:x", "a.b-c_d", "x", true},
+		{"underlay", "", "", false}, // shared on the host
+		{"", "", "", false},
+		{"uplink to sw1:lan:3", "", "", false},
+		{"underlay::x", "", "", false},
+		{"underlay:lan:", "", "", false},
+		{"underlay:lan:x:y", "", "", false},
+	}
+	for _, tt := range tests {
+		network, container, ok := ParseAlias(tt.alias)
+		if network != tt.network || container != tt.container || ok != tt.ok {
+			t.Errorf("%q: %q, %q, %v", tt.alias, network, container, ok)
+		}
+	}
+}
+
+func TestFromMAC(t *testing.T) {
+	t.Parallel()
+	mac := net.HardwareAddr{0x02, 0x49, 0xf6, 0x7b, 0x04, 0x6c}
+	for s, want := range map[string]bool{
+		"2001:db8::49:f6ff:fe7b:46c":   true,
+		"2001:db8::249:f6ff:fe7b:46c":  false, // the bit is not flipped
+		"2001:db8::49:f6ff:fe7b:46d":   false,
+		"2001:db8::2":                  false,
+		"192.0.2.10":                   false,
+		"2001:db8:1::49:f6ff:fe7b:46c": true, // any prefix
+	} {
+		if got := fromMAC(netip.MustParseAddr(s), mac); got != want {
+			t.Errorf("%s: %v", s, got)
+		}
+	}
+	if fromMAC(netip.MustParseAddr("2001:db8::2"), nil) {
+		t.Error("a link without MAC has an address of it")
+	}
+}
+
+func TestState(t *testing.T) {
+	named, err := testutils.NewNS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := named.Path()
+	there := client.Identify(path)
+	all, err := List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	self := client.Identify("/proc/self/ns/net")
+	tests := []struct {
+		name string
+		ns   ipam.Netns
+		boot string
+		want State
+	}{
+		{"named", there, all.BootID(), Alive},
+		{"by another path", ipam.Netns{Path: "/proc/1234567/ns/net", Dev: there.Dev, Inode: there.Inode}, all.BootID(), Alive},
+		{"a process's", self, all.BootID(), Alive},
+		{"of an earlier boot", there, "0d9bd2c0-0000-4000-8000-000000000000", Gone},
+		{"the path is another's now", ipam.Netns{Path: path, Dev: there.Dev, Inode: 1}, all.BootID(), Gone},
+		{"not told", ipam.Netns{Path: path}, all.BootID(), Unknown},
+	}
+	for _, tt := range tests {
+		if got := all.State(tt.ns, tt.boot); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
+	if err := named.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := testutils.UnmountNS(named); err != nil {
+		t.Fatal(err)
+	}
+	if all, err = List(); err != nil {
+		t.Fatal(err)
+	}
+	if got := all.State(there, all.BootID()); got != Gone {
+		t.Errorf("removed: %s", got)
+	}
+}
