@@ -29,6 +29,16 @@ type config struct {
 	sources []net.HardwareAddr
 }
 
+// loadAnyway reads a configuration as far as it can be read: what DEL and GC
+// take back was made when it was still valid.
+func loadAnyway(stdin []byte) *config {
+	c := &config{}
+	// Decoding goes on after a value of the wrong type; that the text is JSON
+	// with a network name has been checked before.
+	_ = cni.Decode(stdin, c)
+	return c
+}
+
 // load reads a configuration and checks what is macvlan's own in it.
 func load(stdin []byte) (*config, error) {
 	c := &config{}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	current "github.com/containernetworking/cni/pkg/types/100"
+
 	"github.com/underlay-cni/underlay/pkg/attach"
 	"github.com/underlay-cni/underlay/pkg/cni"
 	"github.com/underlay-cni/underlay/pkg/link"
@@ -34,13 +36,36 @@ func (c *config) differs(l link.Link) string {
 	return ""
 }
 
-// onLink loads the configuration for a call that returns no result.
-func onLink(f func(context.Context, *cni.Request, *attach.Config, attach.Kind) error) func(context.Context, *cni.Request) error {
-	return func(ctx context.Context, req *cni.Request) error {
-		conf, err := load(req.Stdin)
-		if err != nil {
-			return err
-		}
-		return f(ctx, req, &conf.Config, conf.kind())
+func add(ctx context.Context, req *cni.Request) (*current.Result, error) {
+	conf, err := load(req.Stdin)
+	if err != nil {
+		return nil, err
 	}
+	return attach.Add(ctx, req, &conf.Config, conf.kind())
+}
+
+func del(ctx context.Context, req *cni.Request) error {
+	conf := loadAnyway(req.Stdin)
+	return attach.Del(ctx, req, &conf.Config, conf.kind())
+}
+
+func check(ctx context.Context, req *cni.Request) error {
+	conf, err := load(req.Stdin)
+	if err != nil {
+		return err
+	}
+	return attach.Check(ctx, req, &conf.Config, conf.kind())
+}
+
+func gc(ctx context.Context, req *cni.Request) error {
+	conf := loadAnyway(req.Stdin)
+	return attach.GC(ctx, req, &conf.Config, conf.kind())
+}
+
+func status(ctx context.Context, req *cni.Request) error {
+	conf, err := load(req.Stdin)
+	if err != nil {
+		return err
+	}
+	return attach.Status(ctx, req, &conf.Config, conf.kind())
 }

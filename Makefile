@@ -1,0 +1,162 @@
+# Every target is one bash script, so a recipe reads as it runs.
+.ONESHELL:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+MODULE   := github.com/underlay-cni/underlay
+PROGRAMS := ./plugins/... ./ipam/plugin/cmd/... ./pkg/cli/cmd/...
+BIN      ?= bin
+
+# Where `make install` puts things. PREFIX goes before the names that the
+# reference plugins have too: PREFIX=underlay- keeps both.
+BINDIR  ?= /opt/cni/bin
+SBINDIR ?= /usr/local/sbin
+PREFIX  ?=
+INSTALL := \
+	macvlan:$(BINDIR)/$(PREFIX)macvlan \
+	underlay:$(BINDIR)/underlay \
+	underlayctl:$(SBINDIR)/underlayctl
+
+# go build stops where git refuses to read the repository (another user's
+# checkout, say). Then the binaries go without a version.
+VCS = $(shell git status >/dev/null 2>&1 || echo -buildvcs=false)
+
+section = printf '\n== %s ==\n' "$(1)"
+
+.PHONY: help
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+.PHONY: build
+build: ## build static, stripped binaries into bin/ (GOARCH=arm64 works)
+	@CGO_ENABLED=0 go build $(VCS) -trimpath -ldflags '-s -w' -o $(BIN)/ $(PROGRAMS)
+
+# Whoever installs may have no Go: what is built is installed as it is.
+$(BIN):
+	$(MAKE) build
+
+# A binary is ours if its build info names a program of this module, which can
+# be read without Go.
+define is_ours
+is_ours() { LC_ALL=C grep -qaF "path$$(printf '\t')$(MODULE)/" "$$1"; }
+endef
+
+.PHONY: install
+install: | $(BIN) ## install (BINDIR, SBINDIR, PREFIX=underlay-, DESTDIR, FORCE=1)
+	@$(is_ours)
+	for i in $(INSTALL); do
+		to=$(DESTDIR)$${i#*:}
+		if [ -e "$$to" ] && ! is_ours "$$to" && [ "$(FORCE)" != 1 ]; then
+			echo "$$to is not one of ours; FORCE=1 replaces it and keeps it as $$to.orig" >&2
+			exit 1
+		fi
+	done
+	for i in $(INSTALL); do
+		to=$(DESTDIR)$${i#*:}
+		if [ -e "$$to" ] && ! is_ours "$$to"; then
+			cp -p "$$to" "$$to.orig"
+		fi
+		# A rename, since a runtime may call the plugin at this very moment.
+		install -D -m 0755 $(BIN)/$${i%%:*} "$$to.new"
+		mv -f "$$to.new" "$$to"
+		echo "installed $$to"
+	done
+
+.PHONY: uninstall
+uninstall: ## remove what install put there, and put back what it replaced
+	@$(is_ours)
+	for i in $(INSTALL); do
+		to=$(DESTDIR)$${i#*:}
+		if [ -e "$$to" ] && ! is_ours "$$to"; then
+			echo "left $$to, which is not one of ours"
+			continue
+		fi
+		rm -f "$$to"
+		if [ -e "$$to.orig" ]; then
+			mv "$$to.orig" "$$to"
+			echo "put $$to back"
+		fi
+	done
+
+# Debian packages that a target needs; those that are there are left alone.
+.PHONY: packages
+packages:
+	@missing=()
+	for p in $(PACKAGES); do
+		[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null)" = installed ] || missing+=($$p)
+	done
+	if [ $${#missing[@]} = 0 ]; then
+		exit 0
+	fi
+	$(call section,install $${missing[*]})
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 $${missing[@]}
+	# The tests start a containerd of their own; Debian's would stay behind.
+	if [[ " $${missing[*]} " == *" containerd "* ]]; then
+		systemctl disable --now containerd 2>/dev/null || true
+	fi
+
+.PHONY: root
+root:
+	@if [ "$$(id -u)" != 0 ]; then
+		echo "this needs root: it makes network namespaces" >&2
+		exit 1
+	fi
+
+.PHONY: demo
+demo: PACKAGES := ca-certificates iproute2 iputils-ping
+demo: root packages build ## two hosts with two containers each, on network namespaces (KEEP=1 leaves them up)
+	@go run ./e2e/demo -bin $(BIN)
+
+.PHONY: demo-clean
+demo-clean: root ## remove what `make demo KEEP=1` left up
+	@go run ./e2e/demo -remove
+
+.PHONY: test
+test: PACKAGES := ca-certificates gcc libc6-dev iproute2 iputils-ping busybox-static containerd runc
+test: root packages lint test-rooms test-whole conformance ## everything but the benchmarks; sets a fresh Debian machine up by itself
+
+.PHONY: test-rooms
+test-rooms: root ## tests of each package: plain, in namespaces, and of the real binary by script
+	@$(call section,unit and netns and script tests)
+	go test -race ./pkg/... ./ipam/... ./plugins/...
+
+.PHONY: test-whole
+test-whole: root ## tests of the whole: repository rules, hosts on a switch
+	@$(call section,whole system)
+	go test -count=1 $$(go list ./e2e/... | grep -v /conformance$$)
+
+.PHONY: conformance
+conformance: root ## the reference macvlan's own 168 specs against ours
+	@$(call section,conformance)
+	go test -count=1 -v ./e2e/conformance
+
+.PHONY: bench
+bench: root build ## measure ours beside the reference (ARGS="-rounds 80 -json"; ARGS=-h lists them)
+	@go run ./e2e/bench -bin $(BIN) $(ARGS)
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@$(call section,lint)
+	unformatted=$$(gofmt -s -l .)
+	if [ -n "$$unformatted" ]; then
+		printf 'gofmt -s would change:\n%s\n' "$$unformatted" >&2
+		exit 1
+	fi
+	go vet ./...
+	go tool staticcheck ./...
+
+.PHONY: vuln
+vuln: ## known vulnerabilities; needs the internet
+	go tool govulncheck ./...
+
+.PHONY: fmt
+fmt: ## gofmt -s -w
+	gofmt -s -w .
+
+.PHONY: clean
+clean: ## remove bin/
+	rm -rf $(BIN)

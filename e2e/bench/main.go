@@ -1,0 +1,149 @@
+// Command bench measures the macvlan and underlay binaries beside the reference
+// plugins and a floor program (package floor) that makes only the netlink calls
+// of an attachment. All are called through libcni, as a runtime calls them, in
+// rounds of changing order, so that what disturbs the machine disturbs all
+// alike: the ratios mean more than the milliseconds.
+//
+// It runs in a mount and a network namespace of its own. The parent, eth1, is a
+// veth whose other end is a second namespace with the gateway's addresses;
+// every attachment gets a new namespace, made before and removed after the
+// clock runs. Ledgers and host-local's files lie on a disk: how long durability
+// takes is part of what is measured.
+//
+// It leaves out throughput, and everything that needs the agent.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"syscall"
+
+	"github.com/underlay-cni/underlay/e2e/binaries"
+)
+
+// scratchEnv is set for the process inside the namespaces: the folder that the
+// process outside prepared.
+const scratchEnv = "UNDERLAY_BENCH_SCRATCH"
+
+// options are the command line.
+type options struct {
+	bin     string         // folder of our binaries
+	dir     string         // where the scratch folder is made
+	rounds  int            // attachments per variant, one at a time
+	workers int            // attachments at once
+	only    *regexp.Regexp // sections to run
+	scale   bool           // the 128 x 16 section as well
+	json    bool           // JSON instead of tables
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	o, err := parse()
+	if err != nil {
+		return err
+	}
+	scratch := os.Getenv(scratchEnv)
+	if scratch == "" {
+		return outside(ctx, o)
+	}
+	report, err := inside(ctx, o, scratch)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		encoder := json.NewEncoder(os.Stdout)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(report)
+	}
+	return report.print(os.Stdout)
+}
+
+func parse() (options, error) {
+	var o options
+	var only string
+	flag.StringVar(&o.bin, "bin", "bin", "folder of our binaries")
+	flag.StringVar(&o.dir, "dir", "/var/tmp", "folder on a disk, for the ledgers")
+	flag.IntVar(&o.rounds, "rounds", 240, "attachments per variant, one at a time; other sections scale with it")
+	flag.IntVar(&o.workers, "workers", 8, "attachments at once")
+	flag.StringVar(&only, "run", "", "run only the sections that match: one, many, ipv6, held, scale")
+	flag.BoolVar(&o.scale, "scale", false, "also attach 128 pods to 16 networks each (2 minutes more)")
+	flag.BoolVar(&o.json, "json", false, "print JSON")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		return o, fmt.Errorf("unknown argument %q", flag.Arg(0))
+	}
+	if o.rounds < 1 || o.workers < 1 {
+		return o, errors.New("-rounds and -workers start at 1")
+	}
+	var err error
+	if o.only, err = regexp.Compile(only); err != nil {
+		return o, fmt.Errorf("-run: %w", err)
+	}
+	if o.bin, err = filepath.Abs(o.bin); err != nil {
+		return o, err
+	}
+	return o, nil
+}
+
+// outside builds what ours is compared with, where the network still is, and
+// starts this program again inside fresh namespaces. The kernel removes those,
+// with every link and mount in them, when the process inside ends.
+func outside(ctx context.Context, o options) (err error) {
+	scratch, err := os.MkdirTemp(o.dir, "underlay-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
+	if err := onDisk(scratch); err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stderr, "building the reference plugins and the floor program")
+	if err := binaries.Reference(ctx, referenceDir(scratch), "./plugins/main/macvlan", "./plugins/ipam/host-local"); err != nil {
+		return err
+	}
+	if err := binaries.Package(ctx, floorDir(scratch), "./e2e/bench/floor"); err != nil {
+		return err
+	}
+
+	again := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
+	again.Env = append(os.Environ(), scratchEnv+"="+scratch)
+	again.Stdout, again.Stderr = os.Stdout, os.Stderr
+	again.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
+	if err := again.Run(); err != nil {
+		return fmt.Errorf("measure: %w", err)
+	}
+	return nil
+}
+
+func referenceDir(scratch string) string { return filepath.Join(scratch, "reference") }
+
+func floorDir(scratch string) string { return filepath.Join(scratch, "floor") }
+
+// onDisk refuses a folder in memory, where fsync costs nothing.
+func onDisk(dir string) error {
+	const tmpfs, ramfs = 0x01021994, 0x858458f6
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("stat %s: %w", dir, err)
+	}
+	if fs.Type == tmpfs || fs.Type == ramfs {
+		return fmt.Errorf("%s is in memory; name a folder on a disk with -dir", dir)
+	}
+	return nil
+}

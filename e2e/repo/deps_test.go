@@ -1,0 +1,159 @@
+package repo
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// rooms are the folders that hold packages and the folders of this module that
+// each may import. A package belongs to the longest entry it lies under. A room
+// that is missing here is an error: decide first what it may call.
+var rooms = []struct {
+	room string
+	may  []string
+	why  string
+}{
+	{"plugins", []string{"pkg/cni", "pkg/attach", "pkg/link", "ipam", "ipam/client"},
+		"a plugin has only what is its own: its config and its link"},
+	{"pkg/attach", []string{"pkg/cni", "pkg/link", "pkg/netns", "pkg/arp", "ipam", "ipam/client"},
+		"the way of an attachment calls the kernel doors and IPAM, and no plugin"},
+	{"pkg/cni", nil, "the contract knows nothing of what stands behind it"},
+	{"pkg/link", []string{"pkg/netns"}, "a kernel door"},
+	{"pkg/arp", []string{"pkg/netns"}, "a kernel door"},
+	{"pkg/netns", nil, "the lowest kernel door"},
+	{"pkg/fault", nil, "a crash point may stand anywhere, so it stands on nothing"},
+	{"pkg/cli", []string{"ipam", "ipam/ledger", "pkg/link", "pkg/netns"},
+		"commands show and repair what the ledger holds"},
+	{"ipam", nil, "the domain has no I/O and no storage"},
+	{"ipam/ledger", []string{"ipam"}, "storage serves the domain"},
+	{"ipam/client", []string{"ipam", "ipam/ledger"}, "a plugin's way to the ledger"},
+	{"ipam/plugin", []string{"pkg/cni", "ipam", "ipam/client"}, "IPAM behind the CNI contract"},
+	{"e2e", []string{"e2e", "ipam", "ipam/ledger"},
+		"black box: the programs are run; only the ledger is filled and checked from inside"},
+}
+
+// anywhere may be imported by every room.
+const anywhere = "pkg/fault"
+
+// roomOf is the index of the room that a folder lies in, or -1.
+func roomOf(folder string) int {
+	best := -1
+	for i, r := range rooms {
+		if under(folder, r.room) && (best < 0 || len(r.room) > len(rooms[best].room)) {
+			best = i
+		}
+	}
+	return best
+}
+
+func TestRooms(t *testing.T) {
+	lived := make(map[string]bool)
+	for _, p := range allPackages(t) {
+		i := roomOf(p.room())
+		if i < 0 {
+			t.Errorf("%s is in no room: add it to the table, with what it may import", p.room())
+			continue
+		}
+		room := rooms[i]
+		lived[room.room] = true
+		for _, path := range p.Imports {
+			to, ours := strings.CutPrefix(path, module+"/")
+			if !ours || to == anywhere {
+				continue
+			}
+			target := roomOf(to)
+			if target == i || target >= 0 && slices.Contains(room.may, rooms[target].room) {
+				continue
+			}
+			t.Errorf("%s imports %s; %s may import %q: %s", p.room(), to, room.room, room.may, room.why)
+		}
+	}
+	for _, room := range rooms {
+		if !lived[room.room] {
+			t.Errorf("room %s is empty: remove it from the table", room.room)
+		}
+	}
+}
+
+// Tests may import more than the room does, but these never.
+func TestNobodyImports(t *testing.T) {
+	for _, p := range allPackages(t) {
+		for _, path := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			to, ours := strings.CutPrefix(path, module+"/")
+			switch {
+			case !ours, to == p.room():
+			case under(to, "e2e") && !under(p.room(), "e2e"):
+				t.Errorf("%s imports %s: only e2e looks at the whole", p.room(), to)
+			case under(to, "plugins"):
+				t.Errorf("%s imports %s: a plugin is a program, and what two share goes to pkg", p.room(), to)
+			}
+		}
+	}
+}
+
+// TestDoors: a heavy library has one door, so that it can be replaced, faked
+// and kept out of the programs that do not need it.
+func TestDoors(t *testing.T) {
+	doors := []struct {
+		library string
+		rooms   []string
+		why     string
+	}{
+		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/netns", "pkg/arp"},
+			"kernel objects are made, read and undone in one place each"},
+		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},
+		{"github.com/j-keck/arping", []string{"pkg/arp"}, "its time-out is global"},
+		{"github.com/spf13/cobra", []string{"pkg/cli"}, "10 ms of init in a plugin would be paid on each ADD"},
+	}
+	for _, door := range doors {
+		users := 0
+		for _, p := range allPackages(t) {
+			for _, path := range p.Imports {
+				if !under(path, door.library) {
+					continue
+				}
+				users++
+				allowed := slices.ContainsFunc(door.rooms, func(room string) bool { return under(p.room(), room) })
+				if !allowed && !under(p.room(), "e2e") {
+					t.Errorf("%s imports %s; its door is %q: %s", p.room(), path, door.rooms, door.why)
+				}
+			}
+		}
+		atLeast(t, "users of "+door.library, users, 1)
+	}
+}
+
+// TestPluginDependencies: what is linked into a plugin is paid for at every ADD,
+// in bytes to read and init functions to run.
+func TestPluginDependencies(t *testing.T) {
+	bans := []struct{ library, why string }{
+		{"net/http", "the socket protocol is one JSON request and one response"},
+		{"crypto/tls", "comes with HTTP; plugins talk to the node they are on"},
+		{"google.golang.org/protobuf", "heavy init; comes with gRPC and etcd"},
+		{"google.golang.org/grpc", "1,000 packages for one request"},
+		{"github.com/prometheus", "a process of 10 ms is not scraped"},
+		{"go.opentelemetry.io", "cni v1.3.1's pkg/invoke brings it: 1.7 MB and 5 ms a start"},
+		{"go.etcd.io/etcd", "16 ms a start; the registry is the agent's"},
+		{"github.com/spf13/cobra", "the command line is underlayctl's"},
+		{"github.com/coreos/go-iptables", "comes with the reference's pkg/ip; we have no iptables"},
+		{"github.com/onsi", "a test framework, which registers flags"},
+		{"testing", "registers flags"},
+		{"text/template", "keeps the linker from dropping unused methods"},
+		{"html/template", "as text/template"},
+	}
+	programs := 0
+	for _, p := range allPackages(t) {
+		if p.Name != "main" || !under(p.room(), "plugins") && !under(p.room(), "ipam/plugin") {
+			continue
+		}
+		programs++
+		for _, ban := range bans {
+			i := slices.IndexFunc(p.Deps, func(dep string) bool { return under(dep, ban.library) })
+			if i >= 0 {
+				t.Errorf("%s links %s: %s", p.room(), p.Deps[i], ban.why)
+			}
+		}
+	}
+	atLeast(t, "plugin programs", programs, 2)
+}
