@@ -23,7 +23,7 @@ var rooms = []struct {
 	{"pkg/arp", []string{"pkg/netns"}, "a kernel door"},
 	{"pkg/netns", nil, "the lowest kernel door"},
 	{"pkg/fault", nil, "a crash point may stand anywhere, so it stands on nothing"},
-	{"pkg/cli", []string{"ipam", "ipam/ledger", "pkg/link", "pkg/netns"},
+	{"pkg/cli", []string{"ipam", "ipam/ledger", "ipam/client", "pkg/link", "pkg/netns"},
 		"commands show and repair what the ledger holds"},
 	{"ipam", nil, "the domain has no I/O and no storage"},
 	{"ipam/ledger", []string{"ipam"}, "storage serves the domain"},
@@ -103,7 +103,6 @@ func TestDoors(t *testing.T) {
 		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/netns", "pkg/arp"},
 			"kernel objects are made, read and undone in one place each"},
 		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},
-		{"github.com/j-keck/arping", []string{"pkg/arp"}, "its time-out is global"},
 		{"github.com/spf13/cobra", []string{"pkg/cli"}, "10 ms of init in a plugin would be paid on each ADD"},
 	}
 	for _, door := range doors {

@@ -1,10 +1,10 @@
 package ledger
 
 import (
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
@@ -38,7 +38,7 @@ func Spool(dirs []string, req ipam.ReleaseRequest) error {
 		return err
 	}
 	// The name begins with the time, so that releases are applied in order.
-	name := fmt.Sprintf("%020d-%s%s", now.UnixNano(), rand.Text()[:8], spoolExt)
+	name := fmt.Sprintf("%020d-%08x%s", now.UnixNano(), rand.Uint32(), spoolExt)
 	var errs []error
 	for _, dir := range dirs {
 		err := spoolInto(filepath.Join(dir, spoolName), name, content)

@@ -66,7 +66,7 @@ func Status(ctx context.Context, req *cni.Request, conf *Config, kind Kind) erro
 	}
 	if p.foreignType() {
 		if err := p.foreignIPAM().Status(ctx); err != nil {
-			return err
+			return cni.Errorf(cni.CodeNotAvailable, "%w", err)
 		}
 	}
 	if !conf.LinkInContainer { // no container to look into

@@ -37,6 +37,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("LEDGER", filepath.Join(env.WorkDir, "ledger"))
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // a second for each command under -race
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,7 +58,7 @@ func (n *node) rebuild() string {
 var beforeTheRebuild = cmp.Options{
 	cmpopts.IgnoreFields(ipam.AttachmentRecord{}, "Runtime", "Since"),
 	cmpopts.IgnoreFields(ipam.Record{}, "Runtime", "Since"),
-	cmpopts.EquateComparable(),
+	cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}),
 }
 
 // The life of a container whose ledger is lost, with the real plugin.

@@ -115,15 +115,19 @@ func fillNew(file *os.File, fill func(*bbolt.Tx) error) (err error) {
 // stays as it is.
 func MakeDir(dir string, mode os.FileMode) error {
 	err := os.Mkdir(dir, mode)
-	switch {
-	case errors.Is(err, os.ErrExist):
-		return nil
-	case errors.Is(err, os.ErrNotExist):
+	if errors.Is(err, os.ErrNotExist) {
+		if _, serr := os.Stat(filepath.Dir(dir)); serr == nil {
+			return err // some file systems say so of what they refuse to make
+		}
 		if err := MakeDir(filepath.Dir(dir), 0o755); err != nil {
 			return err
 		}
-		return MakeDir(dir, mode)
-	case err != nil:
+		err = os.Mkdir(dir, mode)
+	}
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	return SyncDir(filepath.Dir(dir))

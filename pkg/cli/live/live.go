@@ -48,7 +48,8 @@ func List() (*Namespaces, error) {
 		return nil, fmt.Errorf("boot ID: %w", err)
 	}
 	n := &Namespaces{ids: make(map[id]bool), boot: string(bytes.TrimSpace(boot))}
-	for _, pattern := range []string{"/run/netns/*", "/var/run/netns/*", "/proc/[0-9]*/ns/net"} {
+	// The first one is what runtimes call it, mostly a link to the second.
+	for _, pattern := range []string{"/var/run/netns/*", "/run/netns/*", "/proc/[0-9]*/ns/net"} {
 		paths, err := filepath.Glob(pattern)
 		if err != nil {
 			return nil, err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
+	"github.com/underlay-cni/underlay/pkg/link"
 )
 
 func TestParseAlias(t *testing.T) {
@@ -95,5 +96,39 @@ func TestState(t *testing.T) {
 	}
 	if got := all.State(there, all.BootID()); got != Gone {
 		t.Errorf("removed: %s", got)
+	}
+}
+
+func TestUses(t *testing.T) {
+	t.Parallel()
+	addrs := []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24"), netip.MustParsePrefix("2001:db8::2/64")}
+	reach := func(on string) map[string]map[netip.Addr]bool {
+		return map[string]map[netip.Addr]bool{link.SiblingName(on): {addrs[1].Addr(): true}}
+	}
+	h := host{byIndex: map[int]link.Link{
+		2: {Name: "eth1", Index: 2},
+		3: {Name: "eth1.100", Index: 3, Kind: "vlan", VLAN: 100, Parent: 2, Alias: sharedAlias},
+		4: {Name: "eth1.200", Index: 4, Kind: "vlan", VLAN: 200, Parent: 2}, // there before
+	}}
+	tests := []struct {
+		name   string
+		parent int
+		reach  map[string]map[netip.Addr]bool
+		want   ipam.Uses
+	}{
+		{"nothing", 2, nil, ipam.Uses{}},
+		{"host access", 2, reach("eth1"), ipam.Uses{Parent: "eth1", HostAccess: true}},
+		{"others have host access", 2, reach("eth2"), ipam.Uses{}},
+		{"vlan", 3, nil, ipam.Uses{Parent: "eth1", VLAN: 100}},
+		{"vlan and host access", 3, reach("eth1.100"), ipam.Uses{Parent: "eth1", VLAN: 100, HostAccess: true}},
+		{"vlan of somebody else's", 4, nil, ipam.Uses{}},
+		{"host access on somebody else's vlan", 4, reach("eth1.200"), ipam.Uses{Parent: "eth1.200", HostAccess: true}},
+		{"parent in the container", 9, nil, ipam.Uses{}},
+	}
+	for _, tt := range tests {
+		h.reach = tt.reach
+		if got := h.uses(link.Link{Parent: tt.parent}, addrs); got != tt.want {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
+		}
 	}
 }
