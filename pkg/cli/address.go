@@ -159,7 +159,7 @@ func release(l *ledger.Ledger, addr netip.Addr, force bool) (ipam.Record, error)
 	if err != nil {
 		return v.Record, err
 	}
-	if !force && v.State == ipam.Held && v.NetnsState == live.Unknown {
+	if !force && v.State == ipam.Held && v.NetnsState != live.Gone {
 		err := fmt.Errorf("address %s is in use: %s, whose namespace %s is %s", addr, holder(v.Record), v.Netns.Path, v.NetnsState)
 		return v.Record, hint(err, "stop the container, which releases it; --force gives its address to others while it uses it")
 	}

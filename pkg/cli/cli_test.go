@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
@@ -202,5 +203,59 @@ func TestMissingLedgerIsNotMade(t *testing.T) {
 		if left, err := filepath.Glob(dir + "*"); err != nil || len(left) > 0 {
 			t.Errorf("%s has made %v, %v", line, left, err)
 		}
+	}
+}
+
+func TestContainerByItsBeginning(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "ledger")
+	l, err := ledger.Open(t.Context(), ledger.Options{DataDir: dir, RunDir: dir + ".run"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := ipam.Pool{Name: "lan", Sets: []ipam.RangeSet{{rangeOf("192.0.2.0/24", "192.0.2.10", "192.0.2.19", "192.0.2.1")}}}
+	for _, id := range []string{"job", "job-2", "web"} {
+		at := ipam.Attachment{Network: "lan", ContainerID: id, IfName: "eth0"}
+		if _, err := l.Allocate(ipam.AllocateRequest{Attachment: at, Pool: pool}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]string{
+		"job":   "Container:  job\n",
+		"job-":  "Container:  job-2\n",
+		"w":     "Container:  web\n",
+		"jo":    `"jo" may be any of the containers job, job-2`,
+		"job-3": `the ledger knows no attachment of container "job-3"`,
+	} {
+		_, out, complaints := run(t, "attachment", "show", id, "--data-dir="+dir, "--run-dir="+dir+".run")
+		if !strings.Contains(out+complaints, want) {
+			t.Errorf("%s: want %q in:\n%s%s", id, want, out, complaints)
+		}
+	}
+}
+
+// A record that makes no sense is a finding; that the rest cannot be read for
+// it is no reason to say nothing.
+func TestCheckOfDamagedRecords(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "ledger")
+	if err := fill(dir); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "ledger.db")
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := bytes.ReplaceAll(content, []byte(`"state":"held"`), []byte(`"state":"hold"`))
+	if err := os.WriteFile(path, damaged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	status, out, complaints := run(t, "ledger", "check", "--data-dir="+dir, "--run-dir="+dir+".run")
+	if status != 1 || !strings.Contains(out, "record of address 192.0.2.10") || !strings.Contains(complaints, "the ledger is not sound") {
+		t.Errorf("status %d\n%s%s", status, out, complaints)
 	}
 }

@@ -157,11 +157,16 @@ func TestRebuildReservesAddressesOfOthers(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		addr, err := netlink.ParseAddr("198.51.100.10/24")
-		if err != nil {
-			return err
+		for _, s := range []string{"198.51.100.10/24", "169.254.77.77/16"} {
+			addr, err := netlink.ParseAddr(s)
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(l, addr); err != nil {
+				return err
+			}
 		}
-		return netlink.AddrAdd(l, addr)
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -171,6 +176,9 @@ func TestRebuildReservesAddressesOfOthers(t *testing.T) {
 	if !strings.Contains(out, "reserved") || !strings.Contains(out, "found in use by eth0 in "+other.Path()) {
 		t.Errorf("address of another plugin:\n%s", out)
 	}
+	// The host's own and link-local ones are no business of the ledger.
+	n.ctl(1, "address", "show", "198.51.100.200")
+	n.ctl(1, "address", "show", "169.254.77.77")
 	if got := n.add("c", c, n.conf("")); got == "198.51.100.10/24" {
 		t.Errorf("%s was given out a second time", got)
 	}
