@@ -65,8 +65,13 @@ func Status(ctx context.Context, req *cni.Request, conf *Config, kind Kind) erro
 		return err
 	}
 	if p.foreignType() {
-		if err := p.foreignIPAM().Status(ctx); err != nil {
-			return cni.Errorf(cni.CodeNotAvailable, "%w", err)
+		err := p.foreignIPAM().Status(ctx)
+		var told *types.Error // by the plugin itself, with a code of its own
+		if err != nil && !errors.As(err, &told) {
+			err = cni.Errorf(cni.CodeNotAvailable, "%w", err)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	if !conf.LinkInContainer { // no container to look into
