@@ -99,11 +99,11 @@ func steal(t *testing.T, h *lab.Host, a *attachment, thief string) {
 		return
 	}
 	by := ipam.Attachment{Network: "lan", ContainerID: thief, IfName: "eth0"}
-	if _, err := l.Allocate(ipam.AllocateRequest{Attachment: by, Pool: pools[0], Addresses: a.addrs}); err != nil {
+	if _, err := l.Allocate(ipam.AllocateRequest{Attachment: by, Pool: pools[0], Addresses: a.addrs}, nil); err != nil {
 		t.Fatal(err)
 	}
 	// The victim keeps a record, of other addresses.
-	if _, err := l.Allocate(ipam.AllocateRequest{Attachment: victim, Pool: pools[0]}); err != nil {
+	if _, err := l.Allocate(ipam.AllocateRequest{Attachment: victim, Pool: pools[0]}, nil); err != nil {
 		t.Fatal(err)
 	}
 }

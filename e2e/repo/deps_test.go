@@ -16,17 +16,18 @@ var rooms = []struct {
 }{
 	{"plugins", []string{"pkg/cni", "pkg/attach", "pkg/link", "ipam", "ipam/client"},
 		"a plugin has only what is its own: its config and its link"},
-	{"pkg/attach", []string{"pkg/cni", "pkg/link", "pkg/netns", "pkg/arp", "ipam", "ipam/client"},
+	{"pkg/attach", []string{"pkg/cni", "pkg/link", "pkg/netns", "pkg/arp", "pkg/flock", "ipam", "ipam/client"},
 		"the way of an attachment calls the kernel doors and IPAM, and no plugin"},
 	{"pkg/cni", nil, "the contract knows nothing of what stands behind it"},
 	{"pkg/link", []string{"pkg/netns"}, "a kernel door"},
 	{"pkg/arp", []string{"pkg/netns"}, "a kernel door"},
-	{"pkg/netns", nil, "the lowest kernel door"},
+	{"pkg/netns", []string{"pkg/flock"}, "the lowest kernel door"},
+	{"pkg/flock", nil, "one system call, which the kernel's side and the disk's wait with"},
 	{"pkg/fault", nil, "a crash point may stand anywhere, so it stands on nothing"},
 	{"pkg/cli", []string{"ipam", "ipam/ledger", "ipam/client", "pkg/link", "pkg/netns"},
 		"commands show and repair what the ledger holds"},
 	{"ipam", nil, "the domain has no I/O and no storage"},
-	{"ipam/ledger", []string{"ipam"}, "storage serves the domain"},
+	{"ipam/ledger", []string{"ipam", "pkg/flock"}, "storage serves the domain"},
 	{"ipam/client", []string{"ipam", "ipam/ledger"}, "a plugin's way to the ledger"},
 	{"ipam/plugin", []string{"pkg/cni", "ipam", "ipam/client"}, "IPAM behind the CNI contract"},
 	{"e2e", []string{"e2e", "ipam", "ipam/ledger"},
@@ -100,7 +101,7 @@ func TestDoors(t *testing.T) {
 		rooms   []string
 		why     string
 	}{
-		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/netns", "pkg/arp"},
+		{"github.com/vishvananda/netlink", []string{"pkg/link"},
 			"kernel objects are made, read and undone in one place each"},
 		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},
 		{"github.com/spf13/cobra", []string{"pkg/cli"}, "10 ms of init in a plugin would be paid on each ADD"},

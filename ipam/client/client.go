@@ -66,9 +66,12 @@ func (c *Client) with(ctx context.Context, o ledger.Options, f func(*ledger.Ledg
 
 // Allocate gives the attachment its addresses. When nothing is left, holders
 // whose namespace is gone are looked for; see reclaim.
-func (c *Client) Allocate(ctx context.Context, req ipam.AllocateRequest) (a ipam.Allocation, err error) {
+//
+// decided, unless nil, may be called with the answer while it is being made
+// durable, at most once. The answer is good only when Allocate returns it.
+func (c *Client) Allocate(ctx context.Context, req ipam.AllocateRequest, decided func(ipam.Allocation)) (a ipam.Allocation, err error) {
 	err = c.update(ctx, func(l *ledger.Ledger) error {
-		a, err = l.Allocate(req)
+		a, err = l.Allocate(req, decided)
 		var exhausted *ipam.ExhaustedError
 		if !errors.As(err, &exhausted) {
 			return err
@@ -77,7 +80,7 @@ func (c *Client) Allocate(ctx context.Context, req ipam.AllocateRequest) (a ipam
 		if rerr != nil || !freed {
 			return errors.Join(err, rerr)
 		}
-		a, err = l.Allocate(req)
+		a, err = l.Allocate(req, decided)
 		return err
 	})
 	return a, err

@@ -15,10 +15,10 @@ import (
 )
 
 // Result is what IPAM answers for an allocation: addresses with gateways, the
-// routes of the configuration and the DNS of its resolvConf. It names no
-// interfaces, as the specification has it for IPAM plugins.
-func Result(cfg ipam.Config, a ipam.Allocation) (*current.Result, error) {
-	res := &current.Result{CNIVersion: current.ImplementedSpecVersion}
+// routes of the configuration and what DNS returned. It names no interfaces,
+// as the specification has it for IPAM plugins.
+func Result(cfg ipam.Config, a ipam.Allocation, dns types.DNS) *current.Result {
+	res := &current.Result{CNIVersion: current.ImplementedSpecVersion, DNS: dns}
 	for _, x := range a.Addresses {
 		ip := &current.IPConfig{Address: ipNet(x.Prefix)}
 		if x.Gateway.IsValid() {
@@ -33,14 +33,19 @@ func Result(cfg ipam.Config, a ipam.Allocation) (*current.Result, error) {
 		}
 		res.Routes = append(res.Routes, out)
 	}
-	if cfg.ResolvConf != "" {
-		dns, err := readResolvConf(cfg.ResolvConf)
-		if err != nil {
-			return nil, &ipam.FieldError{Place: "ipam.resolvConf", Msg: err.Error()}
-		}
-		res.DNS = dns
+	return res
+}
+
+// DNS reads the resolvConf of the configuration, if it names one.
+func DNS(cfg ipam.Config) (types.DNS, error) {
+	if cfg.ResolvConf == "" {
+		return types.DNS{}, nil
 	}
-	return res, nil
+	dns, err := readResolvConf(cfg.ResolvConf)
+	if err != nil {
+		return types.DNS{}, &ipam.FieldError{Place: "ipam.resolvConf", Msg: err.Error()}
+	}
+	return dns, nil
 }
 
 func ipNet(p netip.Prefix) net.IPNet {

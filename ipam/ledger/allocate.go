@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger/record"
 )
 
 // Allocate gives the attachment one address from each range set of the pool,
@@ -21,9 +21,13 @@ import (
 // next free one after the one given out last, or the one that ends its rest
 // first.
 //
+// decided, unless nil, is called with the answer before the transaction is
+// committed, once at most: not where the commit may have to be tried again for
+// want of space.
+//
 // Errors: *ipam.FieldError and *ipam.TakenError for what was asked for,
 // *ipam.ExhaustedError, and *ipam.LedgerError.
-func (l *Ledger) Allocate(req ipam.AllocateRequest) (out ipam.Allocation, err error) {
+func (l *Ledger) Allocate(req ipam.AllocateRequest, decided func(ipam.Allocation)) (out ipam.Allocation, err error) {
 	if err := check(req); err != nil {
 		return out, err
 	}
@@ -32,6 +36,9 @@ func (l *Ledger) Allocate(req ipam.AllocateRequest) (out ipam.Allocation, err er
 	}
 	err = l.update(func(t *tx) (err error) {
 		out, err = t.allocate(req)
+		if err == nil && decided != nil && t.short == nil {
+			decided(out)
+		}
 		return err
 	})
 	if err != nil {
@@ -132,13 +139,13 @@ func (t *tx) newGrant(req ipam.AllocateRequest, choices []choice, since time.Tim
 		}
 	}
 	g := &grant{attachment: ipam.AttachmentRecord{
-		Version: recordVersion, Attachment: req.Attachment, Runtime: req.Runtime, Netns: req.Netns,
+		Version: record.Version, Attachment: req.Attachment, Runtime: req.Runtime, Netns: req.Netns,
 		BootID: t.boot, MAC: mac, Uses: req.Uses, Since: since,
 	}}
 	for _, c := range choices {
 		g.attachment.Addresses = append(g.attachment.Addresses, c.addr)
 		g.records = append(g.records, ipam.Record{
-			Version: recordVersion, Pool: req.Pool.Name, Address: netip.PrefixFrom(c.addr, c.from.Subnet.Bits()),
+			Version: record.Version, Pool: req.Pool.Name, Address: netip.PrefixFrom(c.addr, c.from.Subnet.Bits()),
 			Gateway: c.from.Gateway, State: ipam.Held, Attachment: req.Attachment, Runtime: req.Runtime,
 			Netns: req.Netns, BootID: t.boot, MAC: mac, Owner: req.Owner, Since: since,
 		})
@@ -176,9 +183,9 @@ func (t *tx) held(req ipam.AllocateRequest) (*grant, error) {
 	if err != nil {
 		return nil, err
 	}
-	same := equal(g.attachment, old)
+	same := bytes.Equal(record.EncodeAttachment(g.attachment), record.EncodeAttachment(old))
 	for i, c := range choices {
-		same = same && equal(g.records[i], c.record)
+		same = same && bytes.Equal(record.Encode(g.records[i]), record.Encode(c.record))
 	}
 	if !same {
 		if g, err = t.newGrant(req, choices, t.now); err != nil {
@@ -220,13 +227,6 @@ func (t *tx) heldBy(att ipam.Attachment, a netip.Addr) (ipam.Record, error) {
 			ErrCorrupt, att, a, rec.State, rec.Attachment)
 	}
 	return rec, err
-}
-
-// equal compares records by what would be stored.
-func equal(a, b any) bool {
-	x, err1 := json.Marshal(a)
-	y, err2 := json.Marshal(b)
-	return err1 == nil && err2 == nil && bytes.Equal(x, y)
 }
 
 // fresh makes a grant of addresses that the attachment does not hold yet.

@@ -18,7 +18,7 @@ func TestRecordOfAnAllocation(t *testing.T) {
 	s.p.Sets = append(s.p.Sets, set(t, "2001:db8::/64"))
 	req := request(s.p, "a")
 	req.MACPrefix, req.Owner, req.Uses = "02:42", "ns/pod", ipam.Uses{Parent: "eth1", HostAccess: true}
-	got, err := s.l.Allocate(req)
+	got, err := s.l.Allocate(req, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestKnownAttachment(t *testing.T) {
 			s.c.add(time.Minute)
 			req := request(s.p, "a")
 			tt.change(&req)
-			got, err := s.l.Allocate(req)
+			got, err := s.l.Allocate(req, nil)
 			if err != nil || !got.Known || addrs(got) != "10.0.0.2" || got.MAC != req.MAC {
 				t.Fatalf("allocate: %+v, %v", got, err)
 			}

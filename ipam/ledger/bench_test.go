@@ -62,7 +62,7 @@ func BenchmarkHeld(b *testing.B) {
 			bytes0, calls0 := written(b)
 			for i := 0; b.Loop(); i++ {
 				req := request(p, fmt.Sprintf("bench-%032d", i))
-				once("add", func(l *Ledger) error { _, err := l.Allocate(req); return err })
+				once("add", func(l *Ledger) error { _, err := l.Allocate(req, nil); return err })
 				once("del", func(l *Ledger) error {
 					_, err := l.Release(ipam.ReleaseRequest{Attachment: req.Attachment})
 					return err

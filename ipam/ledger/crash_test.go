@@ -53,7 +53,7 @@ func using(o Options, fn func(*Ledger) error) error {
 func tryAdd(o Options, p ipam.Pool, id string) error {
 	fmt.Println("try", id)
 	return using(o, func(l *Ledger) error {
-		a, err := l.Allocate(request(p, id))
+		a, err := l.Allocate(request(p, id), nil)
 		if full := (*ipam.ExhaustedError)(nil); errors.As(err, &full) {
 			fmt.Println("gone", id)
 			return nil

@@ -16,6 +16,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/ipam/ledger/record"
 )
 
 // breakFile has every later write to the ledger's file fail, as on a disk
@@ -196,7 +197,7 @@ func TestFileGoesBadInUse(t *testing.T) {
 				t.Fatal(err)
 			}
 			calls := map[string]func() error{
-				"allocate":   func() error { _, err := l.Allocate(request(p, "new")); return err },
+				"allocate":   func() error { _, err := l.Allocate(request(p, "new"), nil); return err },
 				"release":    func() error { _, err := l.Release(ipam.ReleaseRequest{Attachment: att("new")}); return err },
 				"records":    func() error { return l.Records(func(ipam.Record) error { return nil }) },
 				"attachment": func() error { _, _, _, err := l.Attachment(att("new")); return err },
@@ -246,7 +247,7 @@ func TestCheckFinds(t *testing.T) {
 		{"record of nobody", func(t *tx) error {
 			rec, err := t.record(a)
 			rec.Attachment = att("nobody")
-			return errors.Join(err, t.putJSON(bucketAddress, addrKey(a), rec))
+			return errors.Join(err, t.put(bucketAddress, addrKey(a), record.Encode(rec)))
 		}, "10.0.0.2/24 is held by lan/nobody/eth0, whose record does not say so"},
 		{"no address", func(t *tx) error { return t.put(bucketAddress, []byte("x"), []byte("{}")) }, "78 is no address"},
 		{"run lost", func(t *tx) error { return t.del(bucketRun, addrKey(netip.MustParseAddr("10.0.0.5"))) }, "the run of addresses 10.0.0.2-10.0.0.5 is missing"},
@@ -264,10 +265,10 @@ func TestCheckFinds(t *testing.T) {
 		{"attachment of more", func(t *tx) error {
 			rec, _, err := t.attachment(att("a"))
 			rec.Addresses = append(rec.Addresses, netip.MustParseAddr("10.0.0.9"))
-			return errors.Join(err, t.putJSON(bucketAttachment, attachmentKey(att("a")), rec))
+			return errors.Join(err, t.put(bucketAttachment, attachmentKey(att("a")), record.EncodeAttachment(rec)))
 		}, "attachment lan/a/eth0 holds 10.0.0.9, whose record says"},
 		{"attachment of nothing", func(t *tx) error {
-			return t.putJSON(bucketAttachment, attachmentKey(att("x")), ipam.AttachmentRecord{Version: 1, Attachment: att("x")})
+			return t.put(bucketAttachment, attachmentKey(att("x")), record.EncodeAttachment(ipam.AttachmentRecord{Version: 1, Attachment: att("x")}))
 		}, "attachment lan/x/eth0 holds nothing"},
 		{"user lost", func(t *tx) error { return t.del(bucketUser, t.firstKey(bucketUser)) }, "lan/u/eth0 should have"},
 		{"user too many", func(t *tx) error { return t.put(bucketUser, []byte("eth1\x005\x00x"), []byte{1}) }, `is not that of an attachment`},
@@ -319,15 +320,15 @@ func TestDamagedRecordIsNotFree(t *testing.T) {
 	p := pool("lan", set(t, "10.0.0.0/30"))
 	add(t, l, request(p, "a"))
 	err = l.update(func(x *tx) error {
-		return x.put(bucketAddress, addrKey(netip.MustParseAddr("10.0.0.2")), []byte(`{"v":2}`))
+		return x.put(bucketAddress, addrKey(netip.MustParseAddr("10.0.0.2")), []byte{2})
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	calls := map[string]func() error{
-		"another":   func() error { _, err := l.Allocate(request(p, "b")); return err },
-		"asked for": func() error { r := request(p, "b"); ips("10.0.0.2")(&r); _, err := l.Allocate(r); return err },
-		"the same":  func() error { _, err := l.Allocate(request(p, "a")); return err },
+		"another":   func() error { _, err := l.Allocate(request(p, "b"), nil); return err },
+		"asked for": func() error { r := request(p, "b"); ips("10.0.0.2")(&r); _, err := l.Allocate(r, nil); return err },
+		"the same":  func() error { _, err := l.Allocate(request(p, "a"), nil); return err },
 		"release":   func() error { _, err := l.Release(ipam.ReleaseRequest{Attachment: att("a")}); return err },
 	}
 	for name, call := range calls {

@@ -63,7 +63,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("%+v, %v", info, err)
 	}
 	coded := interface{ CNICode() uint }(nil)
-	if _, err := l.Allocate(request(p, "new")); !errors.Is(err, ErrNoSpace) || !errors.As(err, &coded) || coded.CNICode() != ipam.CodeLedger {
+	if _, err := l.Allocate(request(p, "new"), nil); !errors.Is(err, ErrNoSpace) || !errors.As(err, &coded) || coded.CNICode() != ipam.CodeLedger {
 		t.Errorf("allocate: %v", err)
 	}
 	held := info.Held

@@ -123,7 +123,7 @@ func addrs(a ipam.Allocation) string {
 // add allocates and returns the addresses, separated by blanks.
 func add(t testing.TB, l *Ledger, req ipam.AllocateRequest) string {
 	t.Helper()
-	a, err := l.Allocate(req)
+	a, err := l.Allocate(req, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,7 +66,7 @@ func TestNothingToDoWritesNothing(t *testing.T) {
 	before := contents(t, o)
 
 	l = open(t, o)
-	again, err := l.Allocate(req)
+	again, err := l.Allocate(req, nil)
 	if err != nil || !again.Known {
 		t.Errorf("second ADD: %+v, %v", again, err)
 	}
@@ -126,7 +126,7 @@ func TestReadOnly(t *testing.T) {
 	r1, r2 := open(t, reading), open(t, reading) // side by side
 	wantStates(t, r1, "10.0.0.2 held a")
 	wantStates(t, r2, "10.0.0.2 held a")
-	if _, err := r1.Allocate(request(p, "b")); !errors.Is(err, ErrReadOnly) {
+	if _, err := r1.Allocate(request(p, "b"), nil); !errors.Is(err, ErrReadOnly) {
 		t.Errorf("allocate: %v", err)
 	}
 	if _, err := r1.Release(ipam.ReleaseRequest{Attachment: att("a")}); !errors.Is(err, ErrReadOnly) {
@@ -179,10 +179,10 @@ func TestBrokenCommit(t *testing.T) {
 	l := open(t, o)
 	add(t, l, request(p, "a"))
 	breakFile(t, l)
-	if _, err := l.Allocate(request(p, "b")); !errors.Is(err, errBroken) {
+	if _, err := l.Allocate(request(p, "b"), nil); !errors.Is(err, errBroken) {
 		t.Fatalf("allocate: %v", err)
 	}
-	if _, err := l.Allocate(request(p, "c")); !errors.Is(err, errBroken) || !errors.Is(l.Refused(), errBroken) {
+	if _, err := l.Allocate(request(p, "c"), nil); !errors.Is(err, errBroken) || !errors.Is(l.Refused(), errBroken) {
 		t.Errorf("allocate after it: %v, %v", err, l.Refused())
 	}
 	if _, err := l.Release(ipam.ReleaseRequest{Attachment: att("a")}); !errors.Is(err, errBroken) {
@@ -194,7 +194,7 @@ func TestBrokenCommit(t *testing.T) {
 	l.file = nil
 
 	l = open(t, o)
-	if _, err := l.Allocate(request(p, "b")); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "underlayctl ledger rebuild") {
+	if _, err := l.Allocate(request(p, "b"), nil); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "underlayctl ledger rebuild") {
 		t.Errorf("allocate in the next process: %v", err)
 	}
 	if findings, err := l.Check(); err != nil || len(findings) != 1 {
@@ -203,7 +203,7 @@ func TestBrokenCommit(t *testing.T) {
 	wantStates(t, l, "10.0.0.2 held a")
 	del(t, l, "a")
 	shut(t, l)
-	if _, err := open(t, o).Allocate(request(p, "b")); !errors.Is(err, errBroken) {
+	if _, err := open(t, o).Allocate(request(p, "b"), nil); !errors.Is(err, errBroken) {
 		t.Errorf("allocate after a release: %v", err)
 	}
 }

@@ -64,7 +64,7 @@ func TestModel(t *testing.T) {
 				}
 				before, seq := m.clone(), sequence(dirs, l)
 				may, known, wantErr := m.allocate(req)
-				got, err := l.Allocate(req)
+				got, err := l.Allocate(req, nil)
 				if wantErr != nil {
 					if fmt.Sprintf("%T", err) != fmt.Sprintf("%T", wantErr) {
 						t.Fatalf("error %v, want a %T", err, wantErr)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/ipam/ledger/record"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
@@ -288,11 +289,11 @@ func (t *tx) fillOne(f Found, users map[netip.Addr][]string) error {
 			return err
 		}
 	}
-	att := ipam.AttachmentRecord{Version: recordVersion, Attachment: f.Attachment, Runtime: f.Runtime,
+	att := ipam.AttachmentRecord{Version: record.Version, Attachment: f.Attachment, Runtime: f.Runtime,
 		Netns: f.Netns, BootID: t.boot, MAC: f.MAC, Uses: f.Uses, Since: t.now}
 	for _, a := range f.Addresses {
 		addr := plain(a.Prefix.Addr())
-		rec := ipam.Record{Version: recordVersion, Pool: f.Pool, Address: netip.PrefixFrom(addr, a.Prefix.Bits()),
+		rec := ipam.Record{Version: record.Version, Pool: f.Pool, Address: netip.PrefixFrom(addr, a.Prefix.Bits()),
 			Gateway: a.Gateway, State: ipam.Held, Attachment: f.Attachment, Runtime: f.Runtime, Netns: f.Netns,
 			BootID: t.boot, MAC: f.MAC, Since: t.now}
 		if !known || len(users[addr]) > 1 {

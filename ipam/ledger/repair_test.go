@@ -183,7 +183,7 @@ func TestSpoolThatCannotBeApplied(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := l.Allocate(request(p, "c")); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "apply spooled releases") {
+		if _, err := l.Allocate(request(p, "c"), nil); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "apply spooled releases") {
 			t.Errorf("allocate: %v", err)
 		}
 		del(t, l, "b")
@@ -247,7 +247,7 @@ func TestConcurrentUse(t *testing.T) {
 	var wg sync.WaitGroup
 	use := func(l *Ledger, id string) error {
 		for range 10 {
-			if _, err := l.Allocate(request(p, id)); err != nil {
+			if _, err := l.Allocate(request(p, id), nil); err != nil {
 				return err
 			}
 			if err := l.Records(func(ipam.Record) error { return nil }); err != nil {

@@ -76,7 +76,7 @@ func TestMark(t *testing.T) {
 					}
 					continue
 				}
-				_, err = l.Allocate(request(p, "c"))
+				_, err = l.Allocate(request(p, "c"), nil)
 				if !errors.Is(err, tt.refused) || !errors.Is(l.Refused(), tt.refused) {
 					t.Errorf("allocate: %v, want %v", err, tt.refused)
 				}

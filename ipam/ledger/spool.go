@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -147,8 +148,13 @@ func readSpool(dir string, now time.Time, fn func(file string, req ipam.ReleaseR
 
 // parseSpooled decodes what Spool wrote.
 func parseSpooled(content []byte) (req ipam.ReleaseRequest, err error) {
-	if err := decode(content, &req); err != nil {
+	d := json.NewDecoder(bytes.NewReader(content))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&req); err != nil {
 		return req, err
+	}
+	if d.InputOffset() != int64(len(content)) {
+		return req, errors.New("there is more than one value")
 	}
 	if req.Before.IsZero() {
 		// It would release whatever comes later, too.

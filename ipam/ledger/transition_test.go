@@ -41,7 +41,7 @@ func (s *scene) try(id string, change ...func(*ipam.AllocateRequest)) (ipam.Allo
 	for _, c := range change {
 		c(&req)
 	}
-	return s.l.Allocate(req)
+	return s.l.Allocate(req, nil)
 }
 
 func (s *scene) release(id string, change ...func(*ipam.ReleaseRequest)) ipam.Released {

@@ -3,7 +3,6 @@ package ledger
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,6 +11,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger/record"
 )
 
 // The buckets of schema 1. Keys of several parts have a zero byte after each
@@ -43,9 +43,6 @@ var (
 	keyBoot = []byte("boot")
 )
 
-// recordVersion of the JSON values.
-const recordVersion = 1
-
 // tx is a transaction. Changes go through put and del, and those of addresses
 // and attachments through setRecord and setAttachment, which keep the indexes.
 type tx struct {
@@ -74,14 +71,6 @@ func (t *tx) get(bucket, key []byte) []byte { return t.bucket(bucket).Get(key) }
 func (t *tx) put(bucket, key, value []byte) error {
 	t.dirty = true
 	return t.bucket(bucket).Put(key, value)
-}
-
-func (t *tx) putJSON(bucket, key []byte, value any) error {
-	b, err := json.Marshal(value)
-	if err != nil {
-		return err
-	}
-	return t.put(bucket, key, b)
 }
 
 func (t *tx) del(bucket, key []byte) error {
@@ -157,11 +146,9 @@ func decodeRecord(key, value []byte) (rec ipam.Record, err error) {
 	if !ok {
 		return rec, fmt.Errorf("%w: %x is no address", ErrCorrupt, key)
 	}
-	err = decode(value, &rec)
+	rec, err = record.Decode(value)
 	switch {
 	case err != nil:
-	case rec.Version != recordVersion:
-		err = fmt.Errorf("version %d", rec.Version)
 	case rec.Address.Addr() != a:
 		err = fmt.Errorf("it is that of %s", rec.Address)
 	case rec.State != ipam.Held && rec.State != ipam.Cooling && rec.State != ipam.Quarantined && rec.State != ipam.Reserved:
@@ -188,11 +175,9 @@ func (t *tx) attachment(a ipam.Attachment) (rec ipam.AttachmentRecord, found boo
 
 // decodeAttachment decodes a value of bucketAttachment.
 func decodeAttachment(key, value []byte) (rec ipam.AttachmentRecord, err error) {
-	err = decode(value, &rec)
+	rec, err = record.DecodeAttachment(value)
 	switch {
 	case err != nil:
-	case rec.Version != recordVersion:
-		err = fmt.Errorf("version %d", rec.Version)
 	case !bytes.Equal(attachmentKey(rec.Attachment), key):
 		err = fmt.Errorf("it is that of %s", rec.Attachment)
 	}
@@ -200,19 +185,6 @@ func decodeAttachment(key, value []byte) (rec ipam.AttachmentRecord, err error) 
 		return ipam.AttachmentRecord{}, fmt.Errorf("%w: record of attachment %q: %w", ErrCorrupt, key, err)
 	}
 	return rec, nil
-}
-
-// decode decodes what put has written, and nothing that only looks like it.
-func decode(value []byte, into any) error {
-	d := json.NewDecoder(bytes.NewReader(value))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return err
-	}
-	if d.InputOffset() != int64(len(value)) {
-		return errors.New("there is more than one value")
-	}
-	return nil
 }
 
 // setRecord replaces the record of an address, old by next, where the zero
@@ -232,7 +204,7 @@ func (t *tx) setRecord(old, next ipam.Record) error {
 		errs = append(errs, t.take(next.Address.Addr()))
 		fallthrough
 	default:
-		errs = append(errs, t.putJSON(bucketAddress, addrKey(next.Address.Addr()), next))
+		errs = append(errs, t.put(bucketAddress, addrKey(next.Address.Addr()), record.Encode(next)))
 	}
 	return errors.Join(errs...)
 }
@@ -248,7 +220,7 @@ func (t *tx) setAttachment(old, next ipam.AttachmentRecord) error {
 		errs = append(errs, t.put(bucketUser, userKey(next), userValue(next.Uses)))
 	}
 	if len(next.Addresses) > 0 || next.Uses.Shared() {
-		errs = append(errs, t.putJSON(bucketAttachment, attachmentKey(next.Attachment), next))
+		errs = append(errs, t.put(bucketAttachment, attachmentKey(next.Attachment), record.EncodeAttachment(next)))
 	} else {
 		errs = append(errs, t.del(bucketAttachment, attachmentKey(old.Attachment)))
 	}
@@ -291,8 +263,8 @@ func (t *tx) pool(name string) (p ipam.Pool, known bool, err error) {
 	if v == nil {
 		return p, false, nil
 	}
-	if err := json.Unmarshal(v, &p); err != nil {
-		return p, false, fmt.Errorf("%w: pool %q: %w", ErrCorrupt, name, err)
+	if p, err = record.DecodePool(v); err != nil {
+		return ipam.Pool{}, false, fmt.Errorf("%w: pool %q: %w", ErrCorrupt, name, err)
 	}
 	t.pools[name] = p
 	return p, true, nil
@@ -300,9 +272,9 @@ func (t *tx) pool(name string) (p ipam.Pool, known bool, err error) {
 
 // keepPool stores a pool unless it is stored just so.
 func (t *tx) keepPool(p ipam.Pool) error {
-	v, err := json.Marshal(p)
-	if err != nil || bytes.Equal(v, t.get(bucketPool, []byte(p.Name))) {
-		return err
+	v := record.EncodePool(p)
+	if bytes.Equal(v, t.get(bucketPool, []byte(p.Name))) {
+		return nil
 	}
 	t.pools[p.Name] = p
 	return t.put(bucketPool, []byte(p.Name), v)

@@ -68,14 +68,18 @@ func add(ctx context.Context, req *cni.Request) (*current.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	got, err := k.c.Allocate(ctx, ipam.AllocateRequest{
-		Attachment: k.att, Pool: cfg.Pool, Addresses: ips, Owner: req.Args.Owner,
-		Runtime: client.Runtime(req.Path), Netns: client.Identify(req.Netns),
-	})
+	dns, err := client.DNS(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return client.Result(cfg, got)
+	got, err := k.c.Allocate(ctx, ipam.AllocateRequest{
+		Attachment: k.att, Pool: cfg.Pool, Addresses: ips, Owner: req.Args.Owner,
+		Runtime: client.Runtime(req.Path), Netns: client.Identify(req.Netns),
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return client.Result(cfg, got, dns), nil
 }
 
 func del(ctx context.Context, req *cni.Request) error {

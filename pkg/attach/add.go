@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
+	"github.com/underlay-cni/underlay/pkg/arp"
 	"github.com/underlay-cni/underlay/pkg/cni"
 	"github.com/underlay-cni/underlay/pkg/fault"
 	"github.com/underlay-cni/underlay/pkg/link"
@@ -77,9 +79,13 @@ type adder struct {
 	carrier   link.Link                   // what the link sits on: parent or its sub-interface
 	sibling   link.Link                   // with HostAccess
 	known     map[netip.Prefix]netip.Addr // with HostAccess: own address to the host's
-	index     int                         // of the new link, in ns
+	granted   bool                        // the ledger has recorded something that was not there before
+	asked     bool                        // a foreign IPAM plugin has answered
+	index     int                         // of the new link, in ns; 0 while there is none
 	mac       net.HardwareAddr
 	addresses *current.Result // of IPAM; nil without
+	prober    *arp.Prober     // nil without addresses
+	probed    time.Time       // when the first question left
 }
 
 // conflictError is returned when somebody else uses an address of ours.
@@ -102,41 +108,61 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 			err = errors.Join(err, f(ctx))
 		}
 	}
-
-	known, err := a.allocate(ctx)
+	req, err := a.request()
 	if err != nil {
 		return nil, err
 	}
-	if !known {
-		defer undo(func(ctx context.Context) error { return a.release(ctx, err) })
+	defer a.closeProber()
+	in := enter(a.ns)
+	defer in.leave()
+	// The link goes first, so that nobody gets an address that still answers.
+	defer undo(func(ctx context.Context) error { return a.release(ctx, err) })
+	defer undo(a.releaseForeign)
+	defer undo(func(context.Context) error { return a.unmake(in) })
+
+	// What is shared is made only when the ledger has it on record.
+	shared := req.Uses.Shared()
+	if !shared {
+		a.carrier = a.parent
+		in.then(a.create(a.mac))
+	}
+	prepare := func(h *link.Handle) error { return a.prepare(ctx, h) }
+	prepared := false
+	err = a.allocate(ctx, req, func() {
+		if !shared {
+			in.then(prepare)
+			prepared = true
+		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	fault.Point("attach.allocated")
 
-	if err := a.share(ctx); err != nil {
-		return nil, err
-	}
-	fault.Point("attach.shared")
-
-	if err := a.create(); err != nil {
-		return nil, err
-	}
-	defer undo(func(context.Context) error {
-		return a.ns.Do(func() error { return deleteLink(a.index) })
-	})
-	fault.Point("attach.created")
-
-	if err := a.askForeign(ctx); err != nil {
-		return nil, err
+	if shared {
+		if err := a.share(ctx); err != nil {
+			return nil, err
+		}
+		fault.Point("attach.shared")
+		in.then(a.create(a.mac))
 	}
 	if a.foreignType() {
-		defer undo(a.foreignIPAM().Del)
+		if err := errors.Join(in.wait(), a.askForeign(ctx)); err != nil {
+			return nil, err
+		}
+		fault.Point("attach.asked")
 	}
-	fault.Point("attach.asked")
-
+	if !prepared {
+		in.then(prepare)
+	}
+	if err := in.wait(); err != nil {
+		return nil, err
+	}
 	if err := a.meet(); err != nil {
 		return nil, err
 	}
-	if err := a.ns.Do(func() error { return a.configure(ctx) }); err != nil {
+	in.then(func(h *link.Handle) error { return a.configure(ctx, h) })
+	if err := in.wait(); err != nil {
 		return nil, err
 	}
 	fault.Point("attach.configured")
@@ -148,63 +174,88 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 	return a.result(), nil
 }
 
-// allocate has the ledger record what the attachment holds and shares, and
-// sets addresses and MAC. known is set when it held the same before, for an
-// ADD that is repeated.
-func (a *adder) allocate(ctx context.Context) (known bool, err error) {
-	uses := a.uses(a.parent.Name)
-	if a.mac = a.plan.mac; a.mac == nil && !a.kind.ParentMAC {
-		if a.mac, err = a.macWithoutAddress(); err != nil {
-			return false, err
-		}
-	}
-	if a.ipamType != OwnIPAM && !uses.Shared() {
-		return false, nil
-	}
+// request is what the ledger is asked for, and sets the MAC as far as it does
+// not depend on the answer.
+func (a *adder) request() (req ipam.AllocateRequest, err error) {
 	dev, ino := a.ns.ID()
-	req := ipam.AllocateRequest{
-		Attachment: a.att, Uses: uses, Owner: a.req.Args.Owner, Runtime: client.Runtime(a.req.Path),
+	req = ipam.AllocateRequest{
+		Attachment: a.att, Uses: a.uses(a.parent.Name), Owner: a.req.Args.Owner, Runtime: client.Runtime(a.req.Path),
 		Netns: ipam.Netns{Path: a.req.Netns, Dev: dev, Inode: ino},
+	}
+	switch {
+	case a.kind.ParentMAC: // the kernel copies it, unless the user wants another
+		a.mac = a.plan.mac
+		req.MAC = first(a.plan.mac.String(), a.parent.MAC.String())
+	case a.plan.mac != nil:
+		a.mac = a.plan.mac
+		req.MAC = a.mac.String()
+	case a.ipamType == OwnIPAM:
+		req.MACPrefix = a.macPrefix()
+	default:
+		if a.mac, err = a.macWithoutAddress(); err != nil {
+			return req, err
+		}
+		req.MAC = a.mac.String()
 	}
 	if a.ipamType == OwnIPAM {
 		req.Pool, req.Addresses = a.ipam.Pool, a.ips
-		if req.Avoid, err = a.hostAddresses(); err != nil {
-			return false, err
-		}
-		switch {
-		case a.plan.mac != nil:
-			req.MAC = a.plan.mac.String()
-		case a.kind.ParentMAC:
-			req.MAC = a.parent.MAC.String()
-		default:
-			req.MACPrefix = a.macPrefix()
-		}
-	} else {
-		req.MAC = a.mac.String()
+		req.Avoid, err = a.hostAddresses()
 	}
-	got, err := a.client.Allocate(ctx, req)
-	if err != nil {
-		return false, err
-	}
+	return req, err
+}
+
+// allocate has the ledger record what the attachment holds and shares, and
+// sets addresses and MAC. decided is called as soon as these are set, which
+// may be before the record is durable.
+func (a *adder) allocate(ctx context.Context, req ipam.AllocateRequest, decided func()) error {
 	if a.ipamType != OwnIPAM {
-		return got.Known, nil
+		if !req.Uses.Shared() {
+			return nil
+		}
+		got, err := a.client.Allocate(ctx, req, nil)
+		a.granted = err == nil && !got.Known
+		return err
 	}
+	dns, err := client.DNS(a.ipam)
+	if err != nil {
+		return err
+	}
+	var told ipam.Allocation
+	var accepted error
+	got, err := a.client.Allocate(ctx, req, func(got ipam.Allocation) {
+		told = got
+		if accepted = a.accept(got, dns); accepted == nil {
+			decided()
+		}
+	})
+	if err != nil {
+		return err
+	}
+	a.granted = !got.Known
+	if told.Addresses == nil {
+		return a.accept(got, dns)
+	}
+	if !slices.Equal(told.Addresses, got.Addresses) {
+		return fmt.Errorf("the ledger gave %v after it had decided on %v", got.Addresses, told.Addresses)
+	}
+	return accepted
+}
+
+// accept takes over what the ledger gives.
+func (a *adder) accept(got ipam.Allocation, dns types.DNS) (err error) {
 	if !a.kind.ParentMAC {
 		if a.mac, err = net.ParseMAC(got.MAC); err != nil {
-			return got.Known, fmt.Errorf("MAC of the ledger: %w", err)
+			return fmt.Errorf("MAC of the ledger: %w", err)
 		}
 	}
-	a.addresses, err = client.Result(a.ipam, got)
-	if err != nil && !got.Known {
-		err = errors.Join(err, a.release(ctx, err))
-	}
-	return got.Known, err
+	a.addresses = client.Result(a.ipam, got, dns)
+	return nil
 }
 
 // release takes back what allocate recorded; addresses that cause names as
 // in use by others are quarantined.
 func (a *adder) release(ctx context.Context, cause error) error {
-	if !touchesLedger(a.Config, a.ipamType) {
+	if !a.granted {
 		return nil
 	}
 	req := ipam.ReleaseRequest{Attachment: a.att, Undo: true}
@@ -216,49 +267,55 @@ func (a *adder) release(ctx context.Context, cause error) error {
 	return errors.Join(err, a.unshare(ctx, released))
 }
 
-// create makes the link. A link of that name which an earlier ADD of this
-// attachment has made is replaced.
-func (a *adder) create() error {
-	t := link.Target{Name: a.req.IfName, NetnsFd: a.ns.Fd(), Parent: a.carrier.Index, MAC: a.mac, MTU: a.MTU}
+// unmake removes the link, if it has been made.
+func (a *adder) unmake(in *inside) error {
+	_ = in.wait() // known; what counts is how far it came
+	if a.index == 0 {
+		return nil
+	}
+	return a.ns.Do(func() error { return deleteLink(a.index) })
+}
+
+// create makes the link, with its final MAC where that is known already. A
+// link of that name which an earlier ADD of this attachment has made is
+// replaced.
+func (a *adder) create(mac net.HardwareAddr) func(*link.Handle) error {
+	t := link.Target{Name: a.req.IfName, NetnsFd: a.ns.Fd(), Parent: a.carrier.Index, MAC: mac, MTU: a.MTU}
 	if a.LinkInContainer {
 		t.NetnsFd = -1
 	}
-	var err error
-	a.index, err = a.kind.Create(a.parentSide, t)
-	if errors.Is(err, link.ErrExists) {
-		if err = a.replaceable(); err == nil {
-			a.index, err = a.kind.Create(a.parentSide, t)
+	return func(h *link.Handle) error {
+		index, err := a.kind.Create(a.parentSide, t)
+		if errors.Is(err, link.ErrExists) {
+			if err = a.replaceable(h); err == nil {
+				index, err = a.kind.Create(a.parentSide, t)
+			}
 		}
+		switch {
+		case errors.Is(err, link.ErrBusy):
+			return cni.Errorf(cni.CodeParent, "master: %q: %w: %s", a.parent.Name, err, a.parentSide.Holder(a.carrier))
+		case errors.Is(err, link.ErrPassthru):
+			return cni.Errorf(cni.CodeParent, "master: %q: %w; remove the other children, or use another master", a.parent.Name, err)
+		case err != nil:
+			return cni.Errorf(cni.CodeLink, "%w", err)
+		}
+		a.index = index
+		fault.Point("attach.created")
+		return nil
 	}
-	switch {
-	case errors.Is(err, link.ErrBusy):
-		return cni.Errorf(cni.CodeParent, "master: %q: %w: %s", a.parent.Name, err, a.parentSide.Holder(a.carrier))
-	case errors.Is(err, link.ErrPassthru):
-		return cni.Errorf(cni.CodeParent, "master: %q: %w; remove the other children, or use another master", a.parent.Name, err)
-	case err != nil:
-		return cni.Errorf(cni.CodeLink, "%w", err)
-	}
-	return nil
 }
 
 // replaceable removes the interface that is in the way if it is this
 // attachment's own.
-func (a *adder) replaceable() error {
-	return a.ns.Do(func() error {
-		h, err := link.Open()
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		l, err := h.ByName(a.req.IfName)
-		if err != nil {
-			return err
-		}
-		if l.Kind == a.kind.Name && l.Alias == alias(a.att) {
-			return h.Delete(l.Index)
-		}
-		return fmt.Errorf("CNI_IFNAME: %q: %w in the container (%s)", a.req.IfName, link.ErrExists, kindOf(l))
-	})
+func (a *adder) replaceable(h *link.Handle) error {
+	l, err := h.ByName(a.req.IfName)
+	if err != nil {
+		return err
+	}
+	if l.Kind == a.kind.Name && l.Alias == alias(a.att) {
+		return h.Delete(l.Index)
+	}
+	return fmt.Errorf("CNI_IFNAME: %q: %w in the container (%s)", a.req.IfName, link.ErrExists, kindOf(l))
 }
 
 func kindOf(l link.Link) string {
@@ -273,16 +330,22 @@ func (p *plan) foreignIPAM() cni.Foreign { return cni.Foreign{Type: p.ipamType, 
 // askForeign runs a foreign IPAM plugin, when the link is there: some (dhcp)
 // need it.
 func (a *adder) askForeign(ctx context.Context) (err error) {
-	if !a.foreignType() {
-		return nil
-	}
 	if a.addresses, err = a.foreignIPAM().Add(ctx); err != nil {
 		return err
 	}
+	a.asked = true
 	if len(a.addresses.IPs) == 0 {
-		return errors.Join(fmt.Errorf("ipam %q: its result has no addresses", a.ipamType), a.foreignIPAM().Del(ctx))
+		return fmt.Errorf("ipam %q: its result has no addresses", a.ipamType)
 	}
 	return nil
+}
+
+// releaseForeign takes back what a foreign IPAM plugin gave.
+func (a *adder) releaseForeign(ctx context.Context) error {
+	if !a.asked {
+		return nil
+	}
+	return a.foreignIPAM().Del(ctx)
 }
 
 func (a *adder) result() *current.Result {

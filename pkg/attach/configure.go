@@ -12,27 +12,22 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/pkg/arp"
 	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/fault"
 	"github.com/underlay-cni/underlay/pkg/link"
 	"github.com/underlay-cni/underlay/pkg/netns"
 )
 
-// answerTime is what fast conflict detection waits for answers after all
-// else has been done. They have had the time of that too: on a LAN they are
-// there already.
-const answerTime = time.Millisecond
+// answerTime is what fast conflict detection gives others to answer in, from
+// the question on. Most of it passes while other things are done.
+const answerTime = 500 * time.Microsecond
 
 // macWait bounds the wait for the kernel to let go of a MAC whose former
 // namespace has just died.
 const macWait = time.Second
 
-// configure brings the link up and gives it what it carries, in one visit to
-// the container's namespace.
-func (a *adder) configure(ctx context.Context) error {
-	h, err := link.Open()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
+// prepare brings the link up and asks the wire for its addresses, all that can
+// be done before they are this attachment's for good.
+func (a *adder) prepare(ctx context.Context, h *link.Handle) error {
 	addrs := a.prefixes()
 	// Before the link is up: afterwards a router advertisement may have won.
 	if hasIPv6(addrs) {
@@ -42,14 +37,17 @@ func (a *adder) configure(ctx context.Context) error {
 			}
 		}
 	}
-	if a.kind.ParentMAC {
-		if err := a.adoptMAC(h); err != nil {
-			return err
-		}
-	}
 	if err := a.up(ctx, h); err != nil {
 		return err
 	}
+	if a.kind.ParentMAC {
+		l, err := h.ByIndex(a.index)
+		if err != nil {
+			return err
+		}
+		a.mac = l.MAC
+	}
+	fault.Point("attach.up")
 	if len(addrs) == 0 {
 		return nil
 	}
@@ -57,22 +55,34 @@ func (a *adder) configure(ctx context.Context) error {
 	for i, p := range addrs {
 		bare[i] = p.Addr()
 	}
-	prober, err := arp.Open(arp.Iface{Name: a.req.IfName, Index: a.index, MAC: a.mac}, bare)
-	if err != nil {
+	var err error
+	if a.prober, err = arp.Open(arp.Iface{Name: a.req.IfName, Index: a.index, MAC: a.mac}, bare); err != nil {
 		return err
 	}
-	defer prober.Close()
 	if a.ConflictDetection != DetectOff {
-		if err := prober.Probe(); err != nil {
-			return err
-		}
+		a.probed = time.Now()
+		return a.prober.Probe()
+	}
+	return nil
+}
+
+func (a *adder) closeProber() {
+	if a.prober != nil {
+		_ = a.prober.Close() // a descriptor; nothing is lost with it
+	}
+}
+
+// configure gives the link what it carries, and tells the wire.
+func (a *adder) configure(ctx context.Context, h *link.Handle) error {
+	if a.prober == nil {
+		return nil
 	}
 	if a.ConflictDetection == DetectThorough {
-		if err := conflictOf(prober.Thorough(ctx)); err != nil {
+		if err := conflictOf(a.prober.Thorough(ctx)); err != nil {
 			return err
 		}
 	}
-	for _, p := range addrs {
+	for _, p := range a.prefixes() {
 		if err := h.AddAddr(a.index, p); err != nil {
 			return err
 		}
@@ -84,31 +94,18 @@ func (a *adder) configure(ctx context.Context) error {
 		return err
 	}
 	if a.ConflictDetection == DetectFast {
-		if err := conflictOf(prober.Conflicts(answerTime)); err != nil {
+		if err := conflictOf(a.prober.Conflicts(answerTime - time.Since(a.probed))); err != nil {
 			return err
 		}
 	}
-	return prober.Announce()
-}
-
-// adoptMAC settles the MAC of a link that takes its parent's: what the user
-// asked for instead is set on both, else the link's own is read.
-func (a *adder) adoptMAC(h *link.Handle) error {
-	if a.plan.mac != nil {
-		if err := h.SetMAC(a.index, a.plan.mac); err != nil {
-			return err
-		}
-	}
-	l, err := h.ByIndex(a.index)
-	a.mac = l.MAC
-	return err
+	return a.prober.Announce()
 }
 
 func (a *adder) up(ctx context.Context, h *link.Handle) error {
 	ctx, cancel := context.WithTimeout(ctx, macWait)
 	defer cancel()
 	for {
-		err := h.Up(a.index, alias(a.att))
+		err := h.Up(a.index, alias(a.att), a.mac)
 		if !errors.Is(err, link.ErrMACInUse) {
 			return err
 		}

@@ -8,13 +8,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/flock"
 	"github.com/underlay-cni/underlay/pkg/link"
 )
 
@@ -214,20 +212,9 @@ func lockParent(ctx context.Context, c *client.Client, parent string) (unlock fu
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock %q: %w", path, err)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("lock %q: %w", path, ctx.Err())
-		case <-time.After(2 * time.Millisecond):
-		}
+	if err := flock.Lock(ctx, int(f.Fd()), false); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %q: %w", path, err)
 	}
+	return func() { f.Close() }, nil
 }

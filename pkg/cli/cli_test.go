@@ -82,7 +82,8 @@ func fill(dir string) error {
 		_, err := l.Allocate(ipam.AllocateRequest{
 			Attachment: ipam.Attachment{Network: p.Name, ContainerID: container, IfName: ifName}, Pool: p, Netns: n,
 			Uses: u, MACPrefix: ipam.DefaultMACPrefix, Owner: "shop/" + ifName, Runtime: "containerd",
-		})
+		}, nil)
+
 		return err
 	}
 	release := func(container string, conflicts ...ipam.Conflict) error {
@@ -216,7 +217,7 @@ func TestContainerByItsBeginning(t *testing.T) {
 	pool := ipam.Pool{Name: "lan", Sets: []ipam.RangeSet{{rangeOf("192.0.2.0/24", "192.0.2.10", "192.0.2.19", "192.0.2.1")}}}
 	for _, id := range []string{"job", "job-2", "web"} {
 		at := ipam.Attachment{Network: "lan", ContainerID: id, IfName: "eth0"}
-		if _, err := l.Allocate(ipam.AllocateRequest{Attachment: at, Pool: pool}); err != nil {
+		if _, err := l.Allocate(ipam.AllocateRequest{Attachment: at, Pool: pool}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -250,7 +251,7 @@ func TestCheckOfDamagedRecords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	damaged := bytes.ReplaceAll(content, []byte(`"state":"held"`), []byte(`"state":"hold"`))
+	damaged := bytes.ReplaceAll(content, []byte("\x04held"), []byte("\x04hold"))
 	if err := os.WriteFile(path, damaged, 0o600); err != nil {
 		t.Fatal(err)
 	}

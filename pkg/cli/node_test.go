@@ -145,7 +145,7 @@ func (n *node) addLink(at ns.NetNS, m link.Macvlan, alias string) {
 			return err
 		}
 		defer there.Close()
-		return there.Up(index, alias)
+		return there.Up(index, alias, nil)
 	})
 }
 

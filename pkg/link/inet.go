@@ -1,121 +1,105 @@
 package link
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
+
+// Addr is an address of a link.
+type Addr struct {
+	netip.Prefix
+	// DADFailed: IPv6 only, the kernel found that somebody else has it.
+	DADFailed bool
+}
 
 // AddAddr gives a link an address with the length of its subnet; one that it
 // has is success. IPv6 addresses are added without duplicate address
 // detection: address management owns them, and has asked on the wire.
 func (h *Handle) AddAddr(index int, p netip.Prefix) error {
-	a := &netlink.Addr{IPNet: ipNet(p)}
+	req := nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	msg := nl.NewIfAddrmsg(int(family(p.Addr())))
+	msg.Index, msg.Prefixlen = uint32(index), uint8(p.Bits())
 	if p.Addr().Is6() {
-		a.Flags = unix.IFA_F_NODAD
+		msg.Flags = unix.IFA_F_NODAD
 	}
-	if err := h.nl.AddrAdd(byIndex(index), a); err != nil && !errors.Is(err, unix.EEXIST) {
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()))
+	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, p.Addr().AsSlice()))
+	if b, ok := broadcast(p); ok {
+		req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, b))
+	}
+	if err := h.execute(req); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add address %s: %w", p, err)
 	}
 	return nil
 }
 
-// Route is a route out of a link.
-type Route struct {
-	Dst netip.Prefix
-	// GW is the next hop; the zero value means that Dst is on the link.
-	GW netip.Addr
-	// Src is the preferred source; the zero value leaves it to the kernel.
-	Src      netip.Addr
-	MTU      int
-	AdvMSS   int
-	Priority int
-	Table    int
-	// Scope as in linux/rtnetlink.h; -1 for what fits GW.
-	Scope int
-}
-
-// AddRoute adds a route beside those of other networks of the container: a
-// second default route does not replace the first.
-func (h *Handle) AddRoute(index int, r Route) error {
-	if err := h.nl.RouteAddEcmp(r.netlink(index)); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add route %s: %w", r, err)
+// broadcast is the last address of an IPv4 subnet that has one (RFC 3021).
+func broadcast(p netip.Prefix) ([]byte, bool) {
+	if !p.Addr().Is4() || p.Bits() > 30 {
+		return nil, false
 	}
-	return nil
+	a := p.Addr().As4()
+	n := binary.BigEndian.Uint32(a[:]) | (1<<(32-p.Bits()) - 1)
+	return binary.BigEndian.AppendUint32(nil, n), true
 }
 
-// ReplaceRoute makes the route to Dst this one.
-func (h *Handle) ReplaceRoute(index int, r Route) error {
-	if err := h.nl.RouteReplace(r.netlink(index)); err != nil {
-		return fmt.Errorf("replace route %s: %w", r, err)
-	}
-	return nil
-}
-
-// DeleteRoute removes the route to dst out of a link; none is success.
-func (h *Handle) DeleteRoute(index int, dst netip.Prefix) error {
-	err := h.nl.RouteDel(&netlink.Route{LinkIndex: index, Dst: ipNet(dst)})
-	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("delete route %s: %w", dst, err)
-	}
-	return nil
-}
-
-// Routes lists the routes out of a link, of all tables that the kernel shows
-// without being asked (main).
-func (h *Handle) Routes(index int) ([]Route, error) {
-	list, err := h.nl.RouteList(byIndex(index), netlink.FAMILY_ALL)
+// Addrs lists the addresses of a link, with the length of their subnets.
+func (h *Handle) Addrs(index int) ([]Addr, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETADDR, 0)
+	msg := nl.NewIfAddrmsg(unix.AF_UNSPEC)
+	msg.Index = uint32(index)
+	req.AddData(msg)
+	payloads, err := h.dump(req)
 	if err != nil {
-		return nil, fmt.Errorf("list routes of link %d: %w", index, err)
+		return nil, fmt.Errorf("list addresses of link %d: %w", index, err)
 	}
-	out := make([]Route, 0, len(list))
-	for _, r := range list {
-		dst, ok := fromIPNet(r.Dst)
-		if !ok {
-			if r.Family == unix.AF_INET6 {
-				dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-			} else {
-				dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	var out []Addr
+	for _, p := range payloads {
+		msg := nl.DeserializeIfAddrmsg(p)
+		attrs, err := nl.ParseRouteAttr(p[msg.Len():])
+		if err != nil {
+			return nil, fmt.Errorf("list addresses of link %d: %w", index, err)
+		}
+		if int(msg.Index) != index {
+			continue // a kernel that does not filter
+		}
+		// IFA_ADDRESS is the other end of a point-to-point link where there is
+		// an IFA_LOCAL, and IPv6 has only it where there is none.
+		var local, address netip.Addr
+		flags := uint32(msg.Flags)
+		for _, a := range attrs {
+			switch a.Attr.Type {
+			case unix.IFA_LOCAL:
+				local, _ = netip.AddrFromSlice(a.Value)
+			case unix.IFA_ADDRESS:
+				address, _ = netip.AddrFromSlice(a.Value)
+			case unix.IFA_FLAGS:
+				flags = uint32(number(a.Value))
 			}
 		}
-		out = append(out, Route{Dst: dst, GW: fromIP(r.Gw), Src: fromIP(r.Src), Priority: r.Priority, Table: r.Table, Scope: int(r.Scope)})
+		if !local.IsValid() {
+			local = address
+		}
+		if local.IsValid() {
+			out = append(out, Addr{Prefix: netip.PrefixFrom(local, int(msg.Prefixlen)), DADFailed: flags&unix.IFA_F_DADFAILED != 0})
+		}
 	}
 	return out, nil
 }
 
-func (r Route) String() string {
-	if r.GW.IsValid() {
-		return fmt.Sprintf("%s via %s", r.Dst, r.GW)
-	}
-	return r.Dst.String()
-}
-
-func (r Route) netlink(index int) *netlink.Route {
-	out := &netlink.Route{
-		LinkIndex: index, Dst: ipNet(r.Dst), MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority, Table: r.Table,
-	}
-	if r.Src.IsValid() {
-		out.Src = r.Src.AsSlice()
-	}
-	switch {
-	case r.GW.IsValid():
-		out.Gw = r.GW.AsSlice()
-	default:
-		out.Scope = netlink.SCOPE_LINK
-	}
-	if r.Scope >= 0 {
-		out.Scope = netlink.Scope(r.Scope)
-	}
-	return out
-}
-
 // SetNeighbour makes the neighbour entry of addr on a link permanent.
 func (h *Handle) SetNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) error {
-	if err := h.nl.NeighSet(neigh(index, addr, mac)); err != nil {
+	req := neighbour(unix.RTM_NEWNEIGH, index, addr)
+	req.Flags |= unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	req.AddData(nl.NewRtAttr(unix.NDA_LLADDR, mac))
+	if err := h.execute(req); err != nil {
 		return fmt.Errorf("set neighbour %s lladdr %s: %w", addr, mac, err)
 	}
 	return nil
@@ -123,39 +107,33 @@ func (h *Handle) SetNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) 
 
 // DeleteNeighbour removes the entry of addr on a link; none is success.
 func (h *Handle) DeleteNeighbour(index int, addr netip.Addr) error {
-	err := h.nl.NeighDel(neigh(index, addr, nil))
+	err := h.execute(neighbour(unix.RTM_DELNEIGH, index, addr))
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete neighbour %s: %w", addr, err)
 	}
 	return nil
 }
 
-func neigh(index int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
-	family := unix.AF_INET
-	if addr.Is6() {
-		family = unix.AF_INET6
+func neighbour(kind, index int, addr netip.Addr) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(kind, 0)
+	msg := make(ndMsg, unix.SizeofNdMsg)
+	msg[0] = family(addr)
+	binary.NativeEndian.PutUint32(msg[4:], uint32(index))
+	binary.NativeEndian.PutUint16(msg[8:], unix.NUD_PERMANENT)
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.NDA_DST, addr.AsSlice()))
+	return req
+}
+
+// ndMsg is struct ndmsg of linux/neighbour.h.
+type ndMsg []byte
+
+func (m ndMsg) Len() int          { return len(m) }
+func (m ndMsg) Serialize() []byte { return m }
+
+func family(a netip.Addr) uint8 {
+	if a.Is4() {
+		return unix.AF_INET
 	}
-	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac}
-}
-
-func byIndex(index int) netlink.Link {
-	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-func fromIPNet(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
-	}
-	a, ok := netip.AddrFromSlice(n.IP)
-	ones, _ := n.Mask.Size()
-	return netip.PrefixFrom(a.Unmap(), ones), ok
-}
-
-func fromIP(ip net.IP) netip.Addr {
-	a, _ := netip.AddrFromSlice(ip)
-	return a.Unmap()
+	return unix.AF_INET6
 }

@@ -10,15 +10,12 @@
 package link
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
-	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -59,101 +56,84 @@ type Link struct {
 	VLAN int
 }
 
-// Handle talks to the kernel about one namespace. Close it.
-type Handle struct {
-	nl netlinksafe.Handle
-	// raw carries the messages that the library cannot express.
-	raw *nl.SocketHandle
-}
+// Handle talks to the kernel about one namespace, for one goroutine at a
+// time. Close it.
+type Handle struct{ *conn }
 
 // Open opens a handle on the namespace of the calling thread.
 func Open() (*Handle, error) { return OpenAt(-1) }
 
 // OpenAt opens a handle on the namespace that fd refers to.
 func OpenAt(fd int) (*Handle, error) {
-	h, err := netlinksafe.NewHandleAt(vnetns.NsHandle(fd), unix.NETLINK_ROUTE)
+	c, err := dial(fd)
 	if err != nil {
-		return nil, fmt.Errorf("open netlink socket: %w", err)
+		return nil, err
 	}
-	raw, err := nl.GetNetlinkSocketAt(vnetns.NsHandle(fd), vnetns.None(), unix.NETLINK_ROUTE)
-	if err != nil {
-		h.Close()
-		return nil, fmt.Errorf("open netlink socket: %w", err)
-	}
-	return &Handle{nl: h, raw: &nl.SocketHandle{Socket: raw}}, nil
+	return &Handle{c}, nil
 }
 
-// Close releases the sockets.
-func (h *Handle) Close() {
-	h.nl.Close()
-	h.raw.Close()
-}
+// Close releases the socket.
+func (h *Handle) Close() { h.close() }
 
 // ByName finds a link by name or alternative name; the error wraps
 // ErrNotFound when there is none.
 func (h *Handle) ByName(name string) (Link, error) {
-	l, err := h.nl.LinkByName(name)
-	return fromNetlink(l, name, err)
+	key := unix.IFLA_IFNAME
+	if len(name) > maxName {
+		key = unix.IFLA_ALT_IFNAME
+	}
+	return h.find(fmt.Sprintf("%q", name), newLinkRequest(unix.RTM_GETLINK, 0), nl.NewRtAttr(key, nl.ZeroTerminated(name)))
 }
 
 // ByIndex finds a link by index; the error wraps ErrNotFound when there is
 // none.
 func (h *Handle) ByIndex(index int) (Link, error) {
-	l, err := h.nl.LinkByIndex(index)
-	return fromNetlink(l, fmt.Sprintf("index %d", index), err)
+	return h.find(fmt.Sprintf("index %d", index), newLinkRequest(unix.RTM_GETLINK, index))
+}
+
+func (h *Handle) find(what string, req *nl.NetlinkRequest, key ...nl.NetlinkRequestData) (Link, error) {
+	req.Data = append(req.Data, key...)
+	payload, err := h.get(req)
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ERANGE): // ERANGE: no name is that long
+		return Link{}, fmt.Errorf("%s: %w", what, ErrNotFound)
+	case err == nil:
+		var l Link
+		if l, err = parseLink(payload); err == nil {
+			return l, nil
+		}
+	}
+	return Link{}, fmt.Errorf("look up link %s: %w", what, err)
 }
 
 // List lists the links of the namespace.
 func (h *Handle) List() ([]Link, error) {
-	all, err := h.nl.LinkList()
+	payloads, err := h.dump(newLinkRequest(unix.RTM_GETLINK, 0))
+	out := make([]Link, len(payloads))
+	for i := 0; i < len(payloads) && err == nil; i++ {
+		out[i], err = parseLink(payloads[i])
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
-	out := make([]Link, len(all))
-	for i, l := range all {
-		out[i], _ = fromNetlink(l, "", nil)
-	}
 	return out, nil
 }
 
-func fromNetlink(l netlink.Link, name string, err error) (Link, error) {
-	var notFound netlink.LinkNotFoundError
-	if errors.As(err, &notFound) {
-		return Link{}, fmt.Errorf("%q: %w", name, ErrNotFound)
-	}
-	if err != nil {
-		return Link{}, fmt.Errorf("look up link %q: %w", name, err)
-	}
-	a := l.Attrs()
-	out := Link{
-		Name: a.Name, Index: a.Index, Kind: l.Type(), MTU: a.MTU, MAC: a.HardwareAddr, Alias: a.Alias,
-		Up: a.RawFlags&unix.IFF_UP != 0, Parent: a.ParentIndex, Master: a.MasterIndex,
-	}
-	switch t := l.(type) {
-	case *netlink.Device:
-		out.Kind = ""
-	case *netlink.Macvlan:
-		out.Mode, out.SourceMACs = modeNames[t.Mode], t.MACAddrs
-	case *netlink.Vlan:
-		out.VLAN = t.VlanId
-	}
-	return out, nil
-}
-
-// Up brings a link up and sets its alias, in one message.
-func (h *Handle) Up(index int, alias string) error {
-	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
-	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
-	req.AddData(msg)
+// Up brings a link up and sets its alias, and its MAC unless that is nil, in
+// one message.
+func (h *Handle) Up(index int, alias string, mac net.HardwareAddr) error {
+	req := setFlags(index, unix.IFF_UP)
 	if alias != "" {
 		req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias)))
 	}
-	if err := h.execute(req); err != nil {
-		if errors.Is(err, unix.EADDRINUSE) {
-			err = ErrMACInUse
-		}
+	if mac != nil {
+		req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
+	}
+	err := h.execute(req)
+	if errors.Is(err, unix.EADDRINUSE) {
+		err = ErrMACInUse
+	}
+	if err != nil {
 		return fmt.Errorf("bring link %d up: %w", index, err)
 	}
 	return nil
@@ -161,53 +141,97 @@ func (h *Handle) Up(index int, alias string) error {
 
 // Delete removes a link; that it is gone already is success.
 func (h *Handle) Delete(index int) error {
-	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
-	req.AddData(msg)
-	if err := h.execute(req); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := h.execute(newLinkRequest(unix.RTM_DELLINK, index)); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete link %d: %w", index, err)
 	}
 	return nil
 }
 
-// Addrs lists the addresses of a link, with the length of their subnets.
-func (h *Handle) Addrs(index int) ([]Addr, error) {
-	list, err := h.nl.AddrList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, netlink.FAMILY_ALL)
-	if err != nil {
-		return nil, fmt.Errorf("list addresses of link %d: %w", index, err)
-	}
-	out := make([]Addr, 0, len(list))
-	for _, a := range list {
-		ip, ok := netip.AddrFromSlice(a.IP)
-		if !ok {
-			continue
-		}
-		ones, _ := a.Mask.Size()
-		out = append(out, Addr{Prefix: netip.PrefixFrom(ip.Unmap(), ones), DADFailed: a.Flags&unix.IFA_F_DADFAILED != 0})
-	}
-	return out, nil
-}
-
-// Addr is an address of a link.
-type Addr struct {
-	netip.Prefix
-	// DADFailed: IPv6 only, the kernel found that somebody else has it.
-	DADFailed bool
-}
-
-// execute sends a request on the handle's own socket, so that it acts in the
-// handle's namespace whatever thread runs it.
-func (h *Handle) execute(req *nl.NetlinkRequest) error {
-	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: h.raw}
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	return err
-}
-
 // SetMAC changes the MAC of a link; of a passthru macvlan, its parent's too.
 func (h *Handle) SetMAC(index int, mac net.HardwareAddr) error {
-	if err := h.nl.LinkSetHardwareAddr(byIndex(index), mac); err != nil {
+	req := newLinkRequest(unix.RTM_SETLINK, index)
+	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
+	if err := h.execute(req); err != nil {
 		return fmt.Errorf("set MAC %s of link %d: %w", mac, index, err)
 	}
 	return nil
+}
+
+// newLinkRequest is a message about the link of that index; 0 leaves it open.
+func newLinkRequest(kind, index int) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(kind, 0)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	return req
+}
+
+// setFlags is a message that sets flags, IFF_..., of a link.
+func setFlags(index int, flags uint32) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index, msg.Flags, msg.Change = int32(index), flags, flags
+	req.AddData(msg)
+	return req
+}
+
+// parseLink reads what RTM_NEWLINK says (linux/if_link.h).
+func parseLink(payload []byte) (l Link, err error) {
+	if len(payload) < unix.SizeofIfInfomsg {
+		return l, errors.New("the kernel's answer is cut off")
+	}
+	msg := nl.DeserializeIfInfomsg(payload)
+	l.Index, l.Up = int(msg.Index), msg.Flags&unix.IFF_UP != 0
+	attrs, err := nl.ParseRouteAttr(payload[unix.SizeofIfInfomsg:])
+	for _, a := range attrs {
+		switch v := a.Value; a.Attr.Type {
+		case unix.IFLA_IFNAME:
+			l.Name = unix.ByteSliceToString(v)
+		case unix.IFLA_ADDRESS:
+			l.MAC = net.HardwareAddr(v)
+		case unix.IFLA_MTU:
+			l.MTU = number(v)
+		case unix.IFLA_LINK:
+			l.Parent = number(v)
+		case unix.IFLA_MASTER:
+			l.Master = number(v)
+		case unix.IFLA_IFALIAS:
+			l.Alias = unix.ByteSliceToString(v)
+		case unix.IFLA_LINKINFO:
+			err = errors.Join(err, l.parseInfo(v))
+		}
+	}
+	return l, err
+}
+
+func (l *Link) parseInfo(info []byte) error {
+	var data []byte
+	attrs, err := nl.ParseRouteAttr(info)
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case unix.IFLA_INFO_KIND:
+			l.Kind = unix.ByteSliceToString(a.Value)
+		case unix.IFLA_INFO_DATA:
+			data = a.Value
+		}
+	}
+	switch {
+	case err != nil || data == nil:
+	case l.Kind == "macvlan":
+		err = l.parseMacvlan(data)
+	case l.Kind == "vlan":
+		err = l.parseVLAN(data)
+	}
+	return err
+}
+
+// number reads a u16 or u32.
+func number(v []byte) int {
+	switch len(v) {
+	case 2:
+		return int(binary.NativeEndian.Uint16(v))
+	case 4:
+		return int(binary.NativeEndian.Uint32(v))
+	}
+	return 0
 }

@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"slices"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -29,16 +27,18 @@ var modeBits = map[string]uint32{
 	ModeSource:   nl.MACVLAN_MODE_SOURCE,
 }
 
-var modeNames = map[netlink.MacvlanMode]string{
-	netlink.MACVLAN_MODE_PRIVATE:  ModePrivate,
-	netlink.MACVLAN_MODE_VEPA:     ModeVEPA,
-	netlink.MACVLAN_MODE_BRIDGE:   ModeBridge,
-	netlink.MACVLAN_MODE_PASSTHRU: ModePassthru,
-	netlink.MACVLAN_MODE_SOURCE:   ModeSource,
-}
-
 // IsMode reports whether the kernel knows a macvlan mode of this name.
 func IsMode(s string) bool { _, ok := modeBits[s]; return ok }
+
+// modeName is the inverse of modeBits; "" for none.
+func modeName(bits uint32) string {
+	for name, b := range modeBits {
+		if b == bits {
+			return name
+		}
+	}
+	return ""
+}
 
 // flagNoPromisc is MACVLAN_FLAG_NOPROMISC of linux/if_link.h.
 const flagNoPromisc = 1
@@ -108,10 +108,8 @@ func (h *Handle) create(kind string, t Target, data *nl.RtAttr) (int, error) {
 	const tries = 8
 	for try := 1; ; try++ {
 		index := 1<<16 + rand.IntN(1<<30-1<<16)
-		req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
-		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(index)
-		req.AddData(msg)
+		req := newLinkRequest(unix.RTM_NEWLINK, index)
+		req.Flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL
 		req.AddData(nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(uint32(t.Parent))))
 		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(t.Name)))
 		if t.MAC != nil {
@@ -123,10 +121,7 @@ func (h *Handle) create(kind string, t Target, data *nl.RtAttr) (int, error) {
 		if t.NetnsFd >= 0 {
 			req.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(t.NetnsFd))))
 		}
-		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-		info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
-		info.AddChild(data)
-		req.AddData(info)
+		req.AddData(linkInfo(kind, data))
 		err := h.execute(req)
 		switch {
 		case errors.Is(err, unix.EEXIST) && try < tries && !h.nameTaken(t):
@@ -155,19 +150,9 @@ func (h *Handle) nameTaken(t Target) bool {
 	return !errors.Is(err, ErrNotFound)
 }
 
-// SetSourceMACs replaces the list of senders that a source mode link hears.
-func (h *Handle) SetSourceMACs(index int, macs []net.HardwareAddr) error {
-	l := &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Index: index}}
-	if err := h.nl.MacvlanMACAddrSet(l, macs); err != nil {
-		return fmt.Errorf("set source MACs of link %d: %w", index, err)
-	}
-	return nil
-}
-
 // AddSourceMAC adds one sender; one that is listed already is success.
 func (h *Handle) AddSourceMAC(index int, mac net.HardwareAddr) error {
-	l := &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Index: index}}
-	if err := h.nl.MacvlanMACAddrAdd(l, mac); err != nil {
+	if err := h.changeSources(index, nl.MACVLAN_MACADDR_ADD, mac); err != nil {
 		return fmt.Errorf("add source MAC %s to link %d: %w", mac, index, err)
 	}
 	return nil
@@ -175,22 +160,42 @@ func (h *Handle) AddSourceMAC(index int, mac net.HardwareAddr) error {
 
 // RemoveSourceMAC removes one sender; one that is not listed is success.
 func (h *Handle) RemoveSourceMAC(index int, mac net.HardwareAddr) error {
-	l := &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Index: index}}
-	if err := h.nl.MacvlanMACAddrDel(l, mac); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := h.changeSources(index, nl.MACVLAN_MACADDR_DEL, mac); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove source MAC %s from link %d: %w", mac, index, err)
 	}
 	return nil
 }
 
-// SameMACs reports whether two lists hold the same addresses in any order.
-func SameMACs(a, b []net.HardwareAddr) bool {
-	key := func(l []net.HardwareAddr) []string {
-		s := make([]string, len(l))
-		for i, m := range l {
-			s[i] = m.String()
+func (h *Handle) changeSources(index int, how uint32, mac net.HardwareAddr) error {
+	data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(nl.IFLA_MACVLAN_MACADDR_MODE, nl.Uint32Attr(how))
+	data.AddRtAttr(nl.IFLA_MACVLAN_MACADDR, mac)
+	req := newLinkRequest(unix.RTM_NEWLINK, index)
+	req.AddData(linkInfo("macvlan", data))
+	return h.execute(req)
+}
+
+func linkInfo(kind string, data *nl.RtAttr) *nl.RtAttr {
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
+	info.AddChild(data)
+	return info
+}
+
+// parseMacvlan reads IFLA_INFO_DATA of a macvlan.
+func (l *Link) parseMacvlan(data []byte) error {
+	attrs, err := nl.ParseRouteAttr(data)
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case nl.IFLA_MACVLAN_MODE:
+			l.Mode = modeName(uint32(number(a.Value)))
+		case nl.IFLA_MACVLAN_MACADDR_DATA:
+			macs, merr := nl.ParseRouteAttr(a.Value)
+			err = errors.Join(err, merr)
+			for _, m := range macs {
+				l.SourceMACs = append(l.SourceMACs, net.HardwareAddr(m.Value))
+			}
 		}
-		slices.Sort(s)
-		return slices.Compact(s)
 	}
-	return slices.Equal(key(a), key(b))
+	return err
 }

@@ -7,7 +7,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // ErrDown is returned for a parent that is administratively down.
@@ -31,24 +31,20 @@ func (h *Handle) Parent(name string) (Link, error) {
 // DefaultRouteLink names the interface that the default route leaves by, of
 // IPv4 if there is one, else of IPv6.
 func (h *Handle) DefaultRouteLink() (string, error) {
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := h.nl.RouteList(nil, family)
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		routes, err := h.routes(family, 0)
 		if err != nil {
-			return "", fmt.Errorf("list routes: %w", err)
+			return "", err
 		}
-		for _, r := range routes {
-			if dst, ok := fromIPNet(r.Dst); ok && dst.Bits() != 0 {
-				continue
+		best := -1
+		for i, r := range routes {
+			if r.Dst.Bits() == 0 && (best < 0 || r.Priority < routes[best].Priority) {
+				best = i
 			}
-			index := r.LinkIndex
-			if index == 0 && len(r.MultiPath) > 0 {
-				index = r.MultiPath[0].LinkIndex
-			}
-			l, err := h.ByIndex(index)
-			if err != nil {
-				return "", err
-			}
-			return l.Name, nil
+		}
+		if best >= 0 {
+			l, err := h.ByIndex(routes[best].link)
+			return l.Name, err
 		}
 	}
 	return "", fmt.Errorf("no default route to take the interface of: %w", ErrNotFound)

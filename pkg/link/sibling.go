@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/underlay-cni/underlay/pkg/netns"
 )
 
@@ -41,10 +43,10 @@ func (h *Handle) EnsureSibling(parent Link) (Link, error) {
 	if err := netns.Sysctl("net/ipv6/conf/"+name+"/addr_gen_mode", "1"); err != nil {
 		return Link{}, fmt.Errorf("host access: %w", err)
 	}
-	if err := h.nl.LinkSetARPOff(byIndex(l.Index)); err != nil {
+	if err := h.execute(setFlags(l.Index, unix.IFF_NOARP)); err != nil {
 		return Link{}, fmt.Errorf("host access: switch ARP off on %q: %w", name, err)
 	}
-	if err := h.Up(l.Index, hostAlias); err != nil {
+	if err := h.Up(l.Index, hostAlias, nil); err != nil {
 		return Link{}, fmt.Errorf("host access: %w", err)
 	}
 	return l, nil

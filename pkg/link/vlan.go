@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,23 +32,23 @@ func (h *Handle) EnsureVLAN(parent Link, id int) (Link, error) {
 	name, alt := VLANName(parent.Name, id)
 	l, err := h.ByName(name)
 	if errors.Is(err, ErrNotFound) {
-		a := netlink.NewLinkAttrs()
-		a.Name, a.ParentIndex = name, parent.Index
-		err = h.nl.LinkAdd(&netlink.Vlan{LinkAttrs: a, VlanId: id, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q})
+		data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
+		data.AddRtAttr(nl.IFLA_VLAN_ID, nl.Uint16Attr(uint16(id)))
+		_, err = h.create("vlan", Target{Name: name, NetnsFd: -1, Parent: parent.Index}, data)
 		switch {
 		case errors.Is(err, unix.EOPNOTSUPP):
 			return Link{}, fmt.Errorf("make %q: the kernel has no 802.1q support; try: modprobe 8021q", name)
-		case err != nil && !errors.Is(err, unix.EEXIST):
+		case err != nil && !errors.Is(err, ErrExists):
 			return Link{}, fmt.Errorf("make %q: %w", name, err)
 		}
 		if l, err = h.ByName(name); err == nil {
 			if alt != "" {
-				err = h.nl.LinkAddAltName(byIndex(l.Index), alt)
+				err = h.addAltName(l.Index, alt)
 			}
-			err = errors.Join(err, h.Up(l.Index, hostAlias))
+			err = errors.Join(err, h.Up(l.Index, hostAlias, nil))
 		}
 	} else if err == nil && !l.Up {
-		err = h.Up(l.Index, "")
+		err = h.Up(l.Index, "", nil)
 	}
 	if err != nil {
 		return Link{}, fmt.Errorf("sub-interface %q: %w", name, err)
@@ -57,6 +57,30 @@ func (h *Handle) EnsureVLAN(parent Link, id int) (Link, error) {
 		return Link{}, fmt.Errorf("interface %q: %w, and it is not VLAN %d of %q", name, ErrExists, id, parent.Name)
 	}
 	return h.ByIndex(l.Index)
+}
+
+// addAltName gives a link a second name, which may be longer than maxName.
+func (h *Handle) addAltName(index int, name string) error {
+	req := newLinkRequest(unix.RTM_NEWLINKPROP, index)
+	req.Flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	list := nl.NewRtAttr(unix.IFLA_PROP_LIST|unix.NLA_F_NESTED, nil)
+	list.AddRtAttr(unix.IFLA_ALT_IFNAME, nl.ZeroTerminated(name))
+	req.AddData(list)
+	if err := h.execute(req); err != nil {
+		return fmt.Errorf("name link %d %q: %w", index, name, err)
+	}
+	return nil
+}
+
+// parseVLAN reads IFLA_INFO_DATA of a sub-interface.
+func (l *Link) parseVLAN(data []byte) error {
+	attrs, err := nl.ParseRouteAttr(data)
+	for _, a := range attrs {
+		if a.Attr.Type == nl.IFLA_VLAN_ID {
+			l.VLAN = number(a.Value)
+		}
+	}
+	return err
 }
 
 // DeleteVLAN removes the sub-interface if EnsureVLAN made it.

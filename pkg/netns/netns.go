@@ -10,10 +10,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
+	"runtime"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/flock"
 )
 
 // ErrGone is returned when there is no namespace at the path: it was never
@@ -92,8 +94,29 @@ func (n *NS) Fd() int { return int(n.ns.Fd()) }
 
 // Do runs f on a thread inside the namespace. What f starts in goroutines
 // runs outside.
-func (n *NS) Do(f func() error) error {
-	return n.ns.Do(func(ns.NetNS) error { return f() })
+func (n *NS) Do(f func() error) error { return DoAt(n.Fd(), f) }
+
+// DoAt is Do for the namespace that a descriptor refers to.
+func DoAt(fd int, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread does not end with a goroutine, and what it is in
+			// counts as the process's own namespace.
+			defer runtime.UnlockOSThread()
+			done <- DoAt(fd, f)
+			return
+		}
+		// There is no way back, and none is needed: a thread that stays locked
+		// ends with its goroutine.
+		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter netns: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }
 
 // Lock keeps others who lock this namespace out until the process ends or
@@ -101,22 +124,10 @@ func (n *NS) Do(f func() error) error {
 // the same time. The lock is on the namespace itself, so nothing is left
 // behind when either dies.
 func (n *NS) Lock(ctx context.Context) error {
-	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
-		err := unix.Flock(n.Fd(), unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case err == nil:
-			return nil
-		case errors.Is(err, unix.EINTR):
-			continue
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return fmt.Errorf("lock netns %q: %w", n.path, err)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("lock netns %q: another call holds it: %w", n.path, ctx.Err())
-		case <-time.After(wait):
-		}
+	if err := flock.Lock(ctx, n.Fd(), false); err != nil {
+		return fmt.Errorf("lock netns %q: %w", n.path, err)
 	}
+	return nil
 }
 
 // Sysctl writes value to a key under /proc/sys, slashes for dots, such as

@@ -1,0 +1,101 @@
+package record
+
+import (
+	"bytes"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/underlay-cni/underlay/ipam"
+)
+
+var (
+	at  = time.Date(2025, 3, 1, 12, 0, 0, 123000, time.UTC)
+	att = ipam.Attachment{Network: "lan", ContainerID: "4f1c2a", IfName: "eth0"}
+
+	full = ipam.Record{
+		Version: Version, Pool: "lan", Address: netip.MustParsePrefix("192.0.2.10/24"), Gateway: netip.MustParseAddr("192.0.2.1"),
+		State: ipam.Cooling, Attachment: att, Runtime: "containerd", Netns: ipam.Netns{Path: "/run/netns/a", Dev: 4, Inode: 1 << 40},
+		BootID: "b", MAC: "02:00:00:00:00:01", Owner: "default/web", Since: at, Until: at.Add(time.Hour), Strict: true,
+		Reason: "because", MissedAt: at.Add(-time.Hour),
+	}
+	attached = ipam.AttachmentRecord{
+		Version: Version, Attachment: att, Runtime: "containerd", Netns: full.Netns, BootID: "b", MAC: full.MAC,
+		Uses:      ipam.Uses{Parent: "eth1", VLAN: 4094, HostAccess: true},
+		Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")}, Since: at, MissedAt: at,
+	}
+	pool = ipam.Pool{
+		Name: "lan", CoolDown: time.Second, Quarantine: time.Minute, Sticky: ipam.StickyStrict, StickyFor: time.Hour,
+		Sets: []ipam.RangeSet{{{
+			Subnet:   netip.MustParsePrefix("2001:db8::/64"),
+			Interval: ipam.Interval{First: netip.MustParseAddr("2001:db8::1"), Last: netip.MustParseAddr("2001:db8::ffff:ffff:ffff:ffff")},
+			Gateway:  netip.MustParseAddr("2001:db8::1"),
+			Exclude:  []ipam.Interval{{First: netip.MustParseAddr("2001:db8::1"), Last: netip.MustParseAddr("2001:db8::2")}},
+		}}},
+	}
+)
+
+// cycle encodes and decodes, and sees that nothing but the whole is accepted.
+func cycle[T any](encode func(T) []byte, decode func([]byte) (T, error)) func(*testing.T, T) {
+	return func(t *testing.T, want T) {
+		t.Helper()
+		value := encode(want)
+		got, err := decode(value)
+		if err != nil {
+			t.Fatalf("decode %x: %v", value, err)
+		}
+		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+			t.Errorf("comes back different (-want +got):\n%s", diff)
+		}
+		for n := range value {
+			if _, err := decode(value[:n]); err == nil {
+				t.Errorf("decoded from %d of %d bytes", n, len(value))
+			}
+		}
+		if _, err := decode(append(value, 0)); err == nil {
+			t.Error("decoded with a byte too many")
+		}
+		if _, err := decode(append([]byte{Version + 1}, value[1:]...)); err == nil {
+			t.Error("decoded another version")
+		}
+	}
+}
+
+func TestCycle(t *testing.T) {
+	t.Parallel()
+	address, attachment, ranges := cycle(Encode, Decode), cycle(EncodeAttachment, DecodeAttachment), cycle(EncodePool, DecodePool)
+	address(t, full)
+	address(t, ipam.Record{Version: Version})
+	attachment(t, attached)
+	attachment(t, ipam.AttachmentRecord{Version: Version})
+	ranges(t, pool)
+	ranges(t, ipam.Pool{})
+}
+
+// FuzzDecode: whatever can be decoded is encoded to something that says the
+// same.
+func FuzzDecode(f *testing.F) {
+	f.Add(Encode(full))
+	f.Add(EncodeAttachment(attached))
+	f.Add(EncodePool(pool))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		again(t, value, Encode, Decode)
+		again(t, value, EncodeAttachment, DecodeAttachment)
+		again(t, value, EncodePool, DecodePool)
+	})
+}
+
+func again[T any](t *testing.T, value []byte, encode func(T) []byte, decode func([]byte) (T, error)) {
+	t.Helper()
+	first, err := decode(value)
+	if err != nil {
+		return
+	}
+	second, err := decode(encode(first))
+	if err != nil || !bytes.Equal(encode(first), encode(second)) {
+		t.Errorf("%x decodes to %+v, then to %+v, %v", value, first, second, err)
+	}
+}

@@ -1,0 +1,55 @@
+// Package flock waits for flock(2) locks. A lock belongs to an open file, so
+// two open files of one process exclude each other like those of two
+// processes, and it goes when the last descriptor of the open file is closed.
+package flock
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
+
+// Lock waits until ctx ends for the lock on the open file that fd refers to,
+// one that others may share or an exclusive one. After an error the caller
+// closes fd.
+//
+// The wait is one blocking call in a thread of its own: the kernel wakes the
+// waiters the moment that the lock is free, first come first, while polling
+// leaves it idle and lets a lucky late one pass. When ctx ends first the
+// thread stays behind until it gets the lock, and lets go of it at once. An
+// error is that of flock, or that of ctx.
+func Lock(ctx context.Context, fd int, shared bool) error {
+	how := unix.LOCK_EX
+	if shared {
+		how = unix.LOCK_SH
+	}
+	if err := call(fd, how|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		return err
+	}
+	// fd may be closed, and its number be used again, while the thread waits.
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	got := make(chan error, 1)
+	go func() {
+		err := call(own, how)
+		unix.Close(own)
+		got <- err
+	}()
+	select {
+	case err := <-got:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func call(fd, how int) error {
+	for {
+		if err := unix.Flock(fd, how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,212 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Route is a route out of a link.
+type Route struct {
+	Dst netip.Prefix
+	// GW is the next hop; the zero value means that Dst is on the link.
+	GW netip.Addr
+	// Src is the preferred source; the zero value leaves it to the kernel.
+	Src      netip.Addr
+	MTU      int
+	AdvMSS   int
+	Priority int
+	Table    int
+	// Scope as in linux/rtnetlink.h; -1 for what fits GW.
+	Scope int
+
+	link int // index of the link it leaves by, when read
+}
+
+func (r Route) String() string {
+	if r.GW.IsValid() {
+		return fmt.Sprintf("%s via %s", r.Dst, r.GW)
+	}
+	return r.Dst.String()
+}
+
+// AddRoute adds a route beside those of other networks of the container: a
+// second default route does not replace the first.
+func (h *Handle) AddRoute(index int, r Route) error {
+	if err := h.setRoute(index, r, unix.NLM_F_CREATE); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add route %s: %w", r, err)
+	}
+	return nil
+}
+
+// ReplaceRoute makes the route to Dst this one.
+func (h *Handle) ReplaceRoute(index int, r Route) error {
+	if err := h.setRoute(index, r, unix.NLM_F_CREATE|unix.NLM_F_REPLACE); err != nil {
+		return fmt.Errorf("replace route %s: %w", r, err)
+	}
+	return nil
+}
+
+func (h *Handle) setRoute(index int, r Route, flags uint16) error {
+	if r.GW.IsValid() && r.GW.Is4() != r.Dst.Addr().Is4() {
+		return errors.New("the gateway is of another address family")
+	}
+	msg := nl.NewRtMsg()
+	switch {
+	case r.Scope >= 0:
+		msg.Scope = uint8(r.Scope)
+	case !r.GW.IsValid():
+		msg.Scope = unix.RT_SCOPE_LINK
+	}
+	req := routeRequest(unix.RTM_NEWROUTE, index, r.Dst, msg)
+	req.Flags |= flags
+	if r.GW.IsValid() {
+		req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, r.GW.AsSlice()))
+	}
+	if r.Src.IsValid() {
+		req.AddData(nl.NewRtAttr(unix.RTA_PREFSRC, r.Src.AsSlice()))
+	}
+	if r.Priority > 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(uint32(r.Priority))))
+	}
+	if r.Table > 0 {
+		msg.Table = unix.RT_TABLE_UNSPEC // it has one octet; the attribute has four
+		req.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(uint32(r.Table))))
+	}
+	if r.MTU > 0 || r.AdvMSS > 0 {
+		metrics := nl.NewRtAttr(unix.RTA_METRICS, nil)
+		if r.MTU > 0 {
+			metrics.AddRtAttr(unix.RTAX_MTU, nl.Uint32Attr(uint32(r.MTU)))
+		}
+		if r.AdvMSS > 0 {
+			metrics.AddRtAttr(unix.RTAX_ADVMSS, nl.Uint32Attr(uint32(r.AdvMSS)))
+		}
+		req.AddData(metrics)
+	}
+	return h.execute(req)
+}
+
+// DeleteRoute removes the route to dst out of a link; none is success.
+func (h *Handle) DeleteRoute(index int, dst netip.Prefix) error {
+	err := h.execute(routeRequest(unix.RTM_DELROUTE, index, dst, nl.NewRtDelMsg()))
+	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete route %s: %w", dst, err)
+	}
+	return nil
+}
+
+func routeRequest(kind, index int, dst netip.Prefix, msg *nl.RtMsg) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(kind, 0)
+	msg.Family, msg.Dst_len = family(dst.Addr()), uint8(dst.Bits())
+	req.AddData(msg)
+	if dst.Bits() > 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_DST, dst.Masked().Addr().AsSlice()))
+	}
+	req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+	return req
+}
+
+// Routes lists the routes out of a link, of the main table.
+func (h *Handle) Routes(index int) ([]Route, error) {
+	v4, err := h.routes(unix.AF_INET, index)
+	if err != nil {
+		return nil, err
+	}
+	v6, err := h.routes(unix.AF_INET6, index)
+	return append(v4, v6...), err
+}
+
+// routes lists the routes of one family in the main table, out of the link of
+// that index; 0 means all links.
+func (h *Handle) routes(family uint8, index int) (out []Route, err error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
+	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
+	payloads, err := h.dump(req)
+	for i := 0; i < len(payloads) && err == nil; i++ {
+		var found []Route
+		found, err = parseRoute(payloads[i], family)
+		for _, r := range found {
+			if index == 0 || r.link == index {
+				out = append(out, r)
+			}
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	return out, nil
+}
+
+// parseRoute reads what RTM_NEWROUTE says (linux/rtnetlink.h), one Route for
+// each next hop; none for a route that is not in the main table, of another
+// family, or a copy in the cache.
+func parseRoute(payload []byte, family uint8) ([]Route, error) {
+	if len(payload) < unix.SizeofRtMsg {
+		return nil, errors.New("the kernel's answer is cut off")
+	}
+	msg := nl.DeserializeRtMsg(payload)
+	attrs, err := nl.ParseRouteAttr(payload[unix.SizeofRtMsg:])
+	if err != nil {
+		return nil, err
+	}
+	base := netip.IPv4Unspecified()
+	if family == unix.AF_INET6 {
+		base = netip.IPv6Unspecified()
+	}
+	r := Route{Dst: netip.PrefixFrom(base, int(msg.Dst_len)), Table: int(msg.Table), Scope: int(msg.Scope)}
+	var hops []byte
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case unix.RTA_DST:
+			dst, _ := netip.AddrFromSlice(a.Value)
+			r.Dst = netip.PrefixFrom(dst, int(msg.Dst_len))
+		case unix.RTA_GATEWAY:
+			r.GW, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_PREFSRC:
+			r.Src, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_OIF:
+			r.link = number(a.Value)
+		case unix.RTA_PRIORITY:
+			r.Priority = number(a.Value)
+		case unix.RTA_TABLE:
+			r.Table = number(a.Value)
+		case unix.RTA_MULTIPATH:
+			hops = a.Value
+		}
+	}
+	switch {
+	case r.Table != unix.RT_TABLE_MAIN, msg.Family != family, msg.Flags&unix.RTM_F_CLONED != 0:
+		return nil, nil
+	case hops == nil:
+		return []Route{r}, nil
+	}
+	return r.split(hops)
+}
+
+// split reads a list of next hops, each with attributes of its own.
+func (r Route) split(hops []byte) (out []Route, err error) {
+	for len(hops) >= unix.SizeofRtNexthop {
+		hop := nl.DeserializeRtNexthop(hops)
+		size := int(hop.RtNexthop.Len)
+		if size < unix.SizeofRtNexthop || size > len(hops) {
+			return nil, errors.New("the kernel's list of next hops is cut off")
+		}
+		attrs, err := nl.ParseRouteAttr(hops[unix.SizeofRtNexthop:size])
+		if err != nil {
+			return nil, err
+		}
+		one := r
+		one.link = int(hop.Ifindex)
+		for _, a := range attrs {
+			if a.Attr.Type == unix.RTA_GATEWAY {
+				one.GW, _ = netip.AddrFromSlice(a.Value)
+			}
+		}
+		out = append(out, one)
+		hops = hops[min(len(hops), nlAlign(size)):]
+	}
+	return out, nil
+}
