@@ -62,8 +62,8 @@ type call struct {
 	through []string
 }
 
-// run returns what the plugin printed, and the error if it printed that.
-func (c call) run(t *testing.T, h *lab.Host, conf string) (stdout []byte, err error) {
+// command is the process of the plugin, to be started on the host.
+func (c call) command(t *testing.T, conf string) *exec.Cmd {
 	t.Helper()
 	if c.plugin == "" {
 		c.plugin = "macvlan"
@@ -80,6 +80,13 @@ func (c call) run(t *testing.T, h *lab.Host, conf string) (stdout []byte, err er
 		cmd.Env = append(cmd.Env, "CNI_CONTAINERID="+c.rt.ContainerID, "CNI_NETNS="+c.rt.NetNS,
 			"CNI_IFNAME="+c.rt.IfName, "CNI_ARGS="+strings.Join(args, ";"))
 	}
+	return cmd
+}
+
+// run returns what the plugin printed, and the error if it printed that.
+func (c call) run(t *testing.T, h *lab.Host, conf string) (stdout []byte, err error) {
+	t.Helper()
+	cmd := c.command(t, conf)
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint
 	failed := h.Do(cmd.Run)

@@ -234,11 +234,7 @@ func (n *nerdctl) stop() {
 	n.t.Helper()
 	rt := &libcni.RuntimeConf{ContainerID: n.id, IfName: "eth0", CapabilityArgs: map[string]any{"portMappings": []any{}}}
 	wantOK(n.t, "DEL at stop of "+n.name, n.cni.Del(n.t.Context(), n.conf, rt))
-	// host-local remembers no namespace, so there the link goes with that, as
-	// the reference macvlan's does.
-	if !n.foreign() {
-		wantNoLink(n.t, n.box.Namespace)
-	}
+	wantNoLink(n.t, n.box.Namespace)
 	n.remove()
 }
 

@@ -94,10 +94,6 @@ func (o *Options) setDefaults() error {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.MachineID == "" {
-		b, _ := os.ReadFile("/etc/machine-id") // not every machine has one
-		o.MachineID = string(bytes.TrimSpace(b))
-	}
 	if o.BootID == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 		if err != nil {
@@ -305,11 +301,16 @@ func (o *Options) layOut(b *bbolt.Tx, id string) error {
 			return err
 		}
 	}
+	machine := o.MachineID
+	if machine == "" {
+		b, _ := os.ReadFile("/etc/machine-id") // not every machine has one
+		machine = string(bytes.TrimSpace(b))
+	}
 	t := newTx(b, o)
 	return errors.Join(
 		t.put(bucketMeta, keySchema, binary.BigEndian.AppendUint32(nil, schema)),
 		t.put(bucketMeta, keyID, []byte(id)),
-		t.put(bucketMeta, keyMachine, []byte(o.MachineID)),
+		t.put(bucketMeta, keyMachine, []byte(machine)),
 		t.put(bucketMeta, keyBoot, []byte(o.BootID)))
 }
 

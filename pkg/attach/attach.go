@@ -202,8 +202,16 @@ func alias(att ipam.Attachment) string {
 // isOurs reports whether a link in the container's namespace is this
 // attachment's: of our kind, and with our alias, or none (a link of the
 // reference plugin, or of an ADD that died before it set one).
-func isOurs(l link.Link, kind Kind, att ipam.Attachment) bool {
-	return l.Kind == kind.Name && l.Name == att.IfName && (l.Alias == "" || l.Alias == alias(att))
+func isOurs(kind Kind, att ipam.Attachment) func(link.Link) bool {
+	return func(l link.Link) bool {
+		return l.Kind == kind.Name && l.Name == att.IfName && (l.Alias == "" || l.Alias == alias(att))
+	}
+}
+
+// isMarked is isOurs for a namespace that may be another container's by now:
+// only the alias counts.
+func isMarked(kind Kind, att ipam.Attachment) func(link.Link) bool {
+	return func(l link.Link) bool { return l.Alias == alias(att) && isOurs(kind, att)(l) }
 }
 
 // findParent resolves Master on handle h, whose namespace it lies in.

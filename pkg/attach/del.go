@@ -14,20 +14,27 @@ import (
 
 // Del detaches the container. What is gone already is success: the namespace,
 // the parent, the record. The link goes before its address is given back, so
-// that nobody gets an address that still answers. All steps are tried.
+// that nobody gets an address that still answers.
 func Del(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 	att := attachment(req, conf)
-	linkErr := deleteFrom(req.Netns, att, kind)
+	path, match := req.Netns, isOurs(kind, att)
+	if path == "" {
+		// So does nerdctl stop a container, while that runs.
+		path, match = sandboxOf(conf, req.IfName), isMarked(kind, att)
+	}
+	if err := deleteFrom(path, att, match); err != nil {
+		return err
+	}
 	fault.Point("attach.unlinked")
 	ipamType, err := conf.IPAMType()
 	if err != nil {
-		return errors.Join(linkErr, err)
+		return err
 	}
 	if ipamType != "" && ipamType != OwnIPAM {
 		err = cni.Foreign{Type: ipamType, Conf: req.Stdin}.Del(ctx)
 	}
-	if linkErr != nil || !touchesLedger(conf, ipamType) {
-		return errors.Join(linkErr, err)
+	if !touchesLedger(conf, ipamType) {
+		return err
 	}
 	return errors.Join(err, release(ctx, newClient(conf), kind, ipam.ReleaseRequest{Attachment: att}, client.Identify(req.Netns)))
 }
@@ -58,9 +65,9 @@ func release(ctx context.Context, c *client.Client, kind Kind, req ipam.ReleaseR
 	return unshare(ctx, c, h, released)
 }
 
-// deleteFrom removes the attachment's link from the namespace at path; there
-// being none is success.
-func deleteFrom(path string, att ipam.Attachment, kind Kind) error {
+// deleteFrom removes the attachment's link, which match tells from others,
+// from the namespace at path; there being none is success.
+func deleteFrom(path string, att ipam.Attachment, match func(link.Link) bool) error {
 	if path == "" {
 		return nil
 	}
@@ -72,7 +79,21 @@ func deleteFrom(path string, att ipam.Attachment, kind Kind) error {
 		return err
 	}
 	defer ns.Close()
-	return deleteIn(ns, att, kind)
+	return deleteIn(ns, att, match)
+}
+
+// sandboxOf is where the interface was at the ADD, if the runtime tells.
+func sandboxOf(conf *Config, ifName string) string {
+	prev, err := conf.Previous()
+	if err != nil || prev == nil {
+		return "" // what was made when it could be read is gone or on record
+	}
+	for _, i := range prev.Interfaces {
+		if i.Name == ifName {
+			return i.Sandbox
+		}
+	}
+	return ""
 }
 
 // deleteWherever removes the link from the very namespace that it was made
@@ -86,10 +107,10 @@ func deleteWherever(rec ipam.AttachmentRecord, kind Kind) error {
 		return err
 	}
 	defer ns.Close()
-	return deleteIn(ns, rec.Attachment, kind)
+	return deleteIn(ns, rec.Attachment, isOurs(kind, rec.Attachment))
 }
 
-func deleteIn(ns *netns.NS, att ipam.Attachment, kind Kind) error {
+func deleteIn(ns *netns.NS, att ipam.Attachment, match func(link.Link) bool) error {
 	return ns.Do(func() error {
 		h, err := link.Open()
 		if err != nil {
@@ -100,7 +121,7 @@ func deleteIn(ns *netns.NS, att ipam.Attachment, kind Kind) error {
 		if errors.Is(err, link.ErrNotFound) {
 			return nil
 		}
-		if err != nil || !isOurs(l, kind, att) {
+		if err != nil || !match(l) {
 			return err
 		}
 		return h.Delete(l.Index)

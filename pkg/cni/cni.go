@@ -9,20 +9,19 @@
 package cni
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/ns"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
-	types020 "github.com/containernetworking/cni/pkg/types/020"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 )
@@ -46,11 +45,10 @@ type Request struct {
 	Stdin []byte
 }
 
-// Plugin is what a plugin's main hands over. All five are required.
+// Plugin is what a plugin's main hands over. All are required.
 type Plugin struct {
-	// Name and Version are told when no CNI_COMMAND is set.
-	Name    string
-	Version string
+	// Name is told, with the version, when no CNI_COMMAND is set.
+	Name string
 
 	Add    func(context.Context, *Request) (*current.Result, error)
 	Del    func(context.Context, *Request) error
@@ -64,7 +62,11 @@ type Plugin struct {
 func (p Plugin) Main() int {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
-	about := fmt.Sprintf("CNI plugin %s %s", p.Name, p.Version)
+	about := "CNI plugin " + p.Name
+	if os.Getenv("CNI_COMMAND") == "" {
+		about += " " + buildVersion()
+	}
+	growStack()
 	if e := skel.PluginMainFuncsWithError(p.funcs(ctx), version.All, about); e != nil {
 		if err := e.Print(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -72,6 +74,22 @@ func (p Plugin) Main() int {
 		return 1
 	}
 	return 0
+}
+
+// growStack grows this goroutine's stack once, while there is next to nothing
+// on it. Otherwise it is moved again and again on the way down, each time with
+// all that is on it.
+func growStack() {
+	var big [32 << 10]byte
+	runtime.KeepAlive(&big)
+}
+
+// buildVersion is the module's version as the Go tool stamped it.
+func buildVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "of unknown version"
 }
 
 func (p Plugin) funcs(ctx context.Context) skel.CNIFuncs {
@@ -106,31 +124,10 @@ func (p Plugin) add(ctx context.Context, r *Request) error {
 	if err := json.Unmarshal(r.Stdin, &conf); err != nil {
 		return err
 	}
-	if err := printResult(os.Stdout, res, conf.CNIVersion); err != nil {
-		return errors.Join(fmt.Errorf("print result: %w", err), p.Del(ctx, r))
+	if err := printResult(output{}, res, conf.CNIVersion); err != nil {
+		return errors.Join(err, p.Del(ctx, r))
 	}
 	return nil
-}
-
-func printResult(w io.Writer, res *current.Result, cniVersion string) error {
-	if cniVersion == "" {
-		cniVersion = "0.1.0" // what the specification says of a missing version
-	}
-	converted, err := res.GetAsVersion(cniVersion)
-	if err != nil {
-		if len(res.IPs) > 0 || !strings.HasPrefix(cniVersion, "0.1.") && !strings.HasPrefix(cniVersion, "0.2.") {
-			return err
-		}
-		// Results before 0.3.0 tell addresses alone; an attachment without
-		// any is told by a result that is empty.
-		converted = &types020.Result{CNIVersion: cniVersion, DNS: res.DNS}
-	}
-	var b bytes.Buffer
-	if err := converted.PrintTo(&b); err != nil {
-		return err
-	}
-	_, err = w.Write(b.Bytes())
-	return err
 }
 
 func newRequest(a *skel.CmdArgs) (*Request, error) {
@@ -150,5 +147,6 @@ func newRequest(a *skel.CmdArgs) (*Request, error) {
 	case same:
 		return nil, Errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS: %q is the namespace that the plugin itself runs in", a.Netns)
 	}
+	a.NetnsOverride = "1" // once is enough
 	return r, nil
 }

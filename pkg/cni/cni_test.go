@@ -70,6 +70,41 @@ func FuzzParseArgs(f *testing.F) {
 	})
 }
 
+// A plugin embeds NetConf, and may do so in more than one step.
+func TestDecodeNamesKeys(t *testing.T) {
+	t.Parallel()
+	type Shared struct {
+		NetConf
+		MTU int `json:"mtu"`
+	}
+	tests := []struct{ conf, want string }{
+		{`{"mtu": "1500"}`, "mtu: a string cannot stand here, want int"},
+		{`{"vlan": {}}`, "vlan: a object cannot stand here, want int"},
+		{`{"name": 1}`, "name: a number cannot stand here, want string"},
+		{`{"runtimeConfig": {"ips": "x"}}`, "runtimeConfig.ips: a string cannot stand here, want []string"},
+		{`{"args": []}`, "args: a array cannot stand here, want an object"},
+		{`[]`, "network configuration: a array cannot stand here, want an object"},
+		{`{"ipam": {"type": 1}}`, "ipam.type: a number cannot stand here, want string"},
+		{`{"ipam": "x"}`, "ipam: a string cannot stand here, want an object"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.conf, func(t *testing.T) {
+			t.Parallel()
+			var c struct {
+				Shared
+				VLAN int `json:"vlan"`
+			}
+			err := Decode([]byte(tt.conf), &c)
+			if err == nil {
+				_, err = c.IPAMType()
+			}
+			if err == nil || err.Error() != tt.want {
+				t.Errorf("error %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"cniVersion":"1.1.0","name":"n","ipam":{"type":"underlay"},"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.1/24"}]},"cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -169,7 +204,8 @@ func TestPrintResult(t *testing.T) {
 	t.Parallel()
 	empty := &current.Result{CNIVersion: current.ImplementedSpecVersion, Interfaces: []*current.Interface{{Name: "eth0"}}}
 	_, n, _ := net.ParseCIDR("10.0.0.0/24")
-	two := &current.Result{CNIVersion: current.ImplementedSpecVersion, IPs: []*current.IPConfig{{Address: *n}}}
+	one := &current.Result{CNIVersion: current.ImplementedSpecVersion, IPs: []*current.IPConfig{{Address: *n}}}
+	two := &current.Result{CNIVersion: current.ImplementedSpecVersion, IPs: []*current.IPConfig{{Address: *n}, {Address: *n}}}
 	tests := []struct {
 		name, version string
 		res           *current.Result
@@ -178,9 +214,12 @@ func TestPrintResult(t *testing.T) {
 		{"no address in 0.1.0", "0.1.0", empty, "cniVersion"},
 		{"no address in 0.2.0", "0.2.0", empty, "cniVersion"},
 		{"no version", "", empty, "cniVersion"},
-		{"address in 0.2.0", "0.2.0", two, "ip4"},
+		{"address in 0.2.0", "0.2.0", one, "ip4"},
+		{"two of a family in 0.2.0", "0.2.0", two, ""},
+		{"two of a family, no version", "", two, ""},
+		{"two of a family in 0.3.0", "0.3.0", two, "ips"},
 		{"0.4.0", "0.4.0", empty, "interfaces"},
-		{"1.1.0", "1.1.0", two, "ips"},
+		{"1.1.0", "1.1.0", one, "ips"},
 		{"unknown", "9.0.0", empty, ""},
 	}
 	for _, tt := range tests {

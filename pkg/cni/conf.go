@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -43,22 +45,67 @@ type NetConf struct {
 	ValidAttachments json.RawMessage `json:"cni.dev/valid-attachments"`
 }
 
-// Decode reads stdin into conf, a pointer to a struct that embeds NetConf.
-// A value of the wrong type is an error that names its key.
+// Decode reads stdin into conf, a pointer to a struct that embeds NetConf. A
+// value of the wrong type is an error that names its key; the others are read
+// all the same. As in package json, the case of a key does not count.
+//
+// Package json would first make tables of all that the struct may hold, which
+// takes it longer than to read what a configuration does hold.
 func Decode(stdin []byte, conf any) error {
-	err := json.Unmarshal(stdin, conf)
-	var te *json.UnmarshalTypeError
-	if errors.As(err, &te) {
-		field := te.Field
-		if field == "" {
-			field = "network configuration"
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(stdin, &raw); err != nil {
+		return decodeError("", err)
+	}
+	var first error
+	v := reflect.ValueOf(conf).Elem()
+	for _, field := range reflect.VisibleFields(v.Type()) {
+		key := field.Tag.Get("json")
+		value, ok := lookUp(raw, key)
+		if key == "" || !ok {
+			continue
 		}
-		return Errorf(types.ErrDecodingFailure, "%s: a %s cannot stand here, want %s", field, te.Value, te.Type)
+		err := json.Unmarshal(value, v.FieldByIndex(field.Index).Addr().Interface())
+		if err != nil && first == nil {
+			first = decodeError(key, err)
+		}
 	}
-	if err != nil {
-		return Errorf(types.ErrDecodingFailure, "network configuration: %w", err)
+	return first
+}
+
+func lookUp(raw map[string]json.RawMessage, key string) (json.RawMessage, bool) {
+	if v, ok := raw[key]; ok {
+		return v, true
 	}
-	return nil
+	for k, v := range raw {
+		if strings.EqualFold(k, key) {
+			return v, true
+		}
+	}
+	return nil, false
+}
+
+// decodeError says at which place, from the configuration's top on, JSON
+// could not be decoded. nil stays nil.
+func decodeError(place string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var te *json.UnmarshalTypeError
+	isType := errors.As(err, &te)
+	if isType {
+		place = strings.Trim(place+"."+te.Field, ".")
+	}
+	if place == "" {
+		place = "network configuration"
+	}
+	if !isType {
+		return Errorf(types.ErrDecodingFailure, "%s: %w", place, err)
+	}
+	want := te.Type.String()
+	if k := te.Type.Kind(); k == reflect.Struct || k == reflect.Map {
+		want = "an object"
+	}
+	return Errorf(types.ErrDecodingFailure, "%s: a %s cannot stand here, want %s", place, te.Value, want)
 }
 
 // IPAMType is ipam.type; "" means the interface gets no addresses.
@@ -70,7 +117,7 @@ func (c *NetConf) IPAMType() (string, error) {
 		Type string `json:"type"`
 	}
 	if err := json.Unmarshal(c.IPAM, &ipam); err != nil {
-		return "", Errorf(types.ErrDecodingFailure, "ipam: %w", err)
+		return "", decodeError("ipam", err)
 	}
 	return ipam.Type, nil
 }
