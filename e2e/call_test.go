@@ -28,6 +28,7 @@ const (
 	codeVersion     = 1
 	codeUnsupported = 2
 	codeEnvironment = 4
+	codeIO          = 5
 	codeDecode      = 6
 	codeConfig      = 7
 	codeTryAgain    = 11

@@ -14,6 +14,9 @@ type AllocateRequest struct {
 	// Addresses asked for, each inside a range set of its own; the range
 	// sets that are left choose freely.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Places where they were asked for, for errors; "ips[0]" and so on where
+	// there are none.
+	Places []string `json:"places,omitempty"`
 	// Avoid lists addresses that are in use without a record: the host's own.
 	Avoid []netip.Addr `json:"avoid,omitempty"`
 	// MAC of the interface when the user fixed it.
@@ -25,6 +28,11 @@ type AllocateRequest struct {
 	Runtime   string `json:"runtime,omitempty"`
 	Netns     Netns  `json:"netns,omitzero"`
 	Uses      Uses   `json:"uses,omitzero"`
+}
+
+// Ask adds an address to ask for, and the place where that was done.
+func (r *AllocateRequest) Ask(a netip.Addr, place string) {
+	r.Addresses, r.Places = append(r.Addresses, a), append(r.Places, place)
 }
 
 // Allocation is what an attachment holds after AllocateRequest.

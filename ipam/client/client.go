@@ -43,6 +43,17 @@ func New(dataDir, runDir string) *Client {
 // Options are those that the client opens the ledger with.
 func (c *Client) Options() ledger.Options { return c.o }
 
+// CheckPlace refuses folders that would depend on where the plugin happens to
+// be run.
+func (c *Client) CheckPlace() error {
+	for _, d := range []struct{ key, dir string }{{"dataDir", c.o.DataDir}, {"runDir", c.o.RunDir}} {
+		if !filepath.IsAbs(d.dir) {
+			return &ipam.FieldError{Place: d.key, Msg: fmt.Sprintf("%q is not an absolute path", d.dir)}
+		}
+	}
+	return nil
+}
+
 // update runs f on the ledger, opened for writing.
 func (c *Client) update(ctx context.Context, f func(*ledger.Ledger) error) error {
 	return c.with(ctx, c.o, f)

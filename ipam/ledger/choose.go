@@ -73,7 +73,11 @@ func (c *chooser) requested(n int, a netip.Addr) error {
 		c.set(i, a, from, rec)
 		return nil
 	}
-	return &ipam.FieldError{Place: fmt.Sprintf("ips[%d]", n), Msg: c.unusable(a)}
+	place := fmt.Sprintf("ips[%d]", n)
+	if n < len(c.req.Places) {
+		place = c.req.Places[n]
+	}
+	return &ipam.FieldError{Place: place, Msg: c.unusable(a)}
 }
 
 // mayHave says who keeps a requested address from being given out.

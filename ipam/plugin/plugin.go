@@ -52,6 +52,9 @@ func (k *call) load() (ipam.Config, error) {
 	if t, err := k.conf.IPAMType(); err != nil || t == "" {
 		return ipam.Config{}, cni.Errorf(types.ErrInvalidNetworkConfig, "ipam.type: is missing")
 	}
+	if err := k.c.CheckPlace(); err != nil {
+		return ipam.Config{}, err
+	}
 	return ipam.Load(k.conf.IPAM, k.conf.Name, k.conf.RuntimeConfig.IPRanges)
 }
 
@@ -72,10 +75,14 @@ func add(ctx context.Context, req *cni.Request) (*current.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	got, err := k.c.Allocate(ctx, ipam.AllocateRequest{
-		Attachment: k.att, Pool: cfg.Pool, Addresses: ips, Owner: req.Args.Owner,
+	ask := ipam.AllocateRequest{
+		Attachment: k.att, Pool: cfg.Pool, Owner: req.Args.Owner,
 		Runtime: client.Runtime(req.Path), Netns: client.Identify(req.Netns),
-	}, nil)
+	}
+	for _, ip := range ips {
+		ask.Ask(ip.Addr, ip.Place)
+	}
+	got, err := k.c.Allocate(ctx, ask, nil)
 	if err != nil {
 		return nil, err
 	}

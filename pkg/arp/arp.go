@@ -110,14 +110,21 @@ func newProber(ifc Iface, addrs []netip.Addr) (*Prober, error) {
 // Probe asks once for each address whether anybody has it: an ARP probe with
 // sender 0.0.0.0, or a neighbour solicitation from ::, as in duplicate address
 // detection.
+//
+// That one is answered to all nodes, and multicast waits in the queue of a
+// macvlan's parent, at times for longer than there is time to listen. So there
+// is a second one, from the interface's link-local address, whose answer is
+// unicast.
 func (p *Prober) Probe() error {
 	for _, a := range p.addrs {
-		frame := arpProbe(p.mac, a)
+		frames := [][]byte{arpProbe(p.mac, a)}
 		if a.Is6() {
-			frame = ndProbe(p.mac, a, p.nonce)
+			frames = [][]byte{ndProbe(p.mac, a, p.nonce), ndAsk(p.mac, a)}
 		}
-		if err := p.wire.send(frame); err != nil {
-			return fmt.Errorf("probe %s on %q: %w", a, p.ifc.Name, err)
+		for _, f := range frames {
+			if err := p.wire.send(f); err != nil {
+				return fmt.Errorf("probe %s on %q: %w", a, p.ifc.Name, err)
+			}
 		}
 	}
 	return nil

@@ -17,6 +17,7 @@ const (
 	ndSolicit       = 135
 	ndAdvertise     = 136
 	ndFlagOverride  = 0x20
+	optSourceMAC    = 1  // RFC 4861, 4.6.1
 	optTargetMAC    = 2  // RFC 4861, 4.6.1
 	optNonce        = 14 // RFC 3971, 5.3.2
 	ndHopLimit      = 255
@@ -69,6 +70,12 @@ func ndProbe(src mac, a netip.Addr, nonce mac) []byte {
 	return ndFrame(solicitedMAC(a), src, netip.IPv6Unspecified(), solicited(a), ndSolicit, 0, a, optNonce, nonce)
 }
 
+// ndAsk is the solicitation of one who wants to send to a. It tells its own MAC,
+// so the answer comes straight back, while that to ndProbe goes to all nodes.
+func ndAsk(src mac, a netip.Addr) []byte {
+	return ndFrame(solicitedMAC(a), src, linkLocal(src), solicited(a), ndSolicit, 0, a, optSourceMAC, src)
+}
+
 // ndAnnounce is the unsolicited advertisement (RFC 4861, 7.2.6).
 func ndAnnounce(src mac, a netip.Addr) []byte {
 	return ndFrame(allNodesMAC, src, a, allNodes, ndAdvertise, ndFlagOverride, a, optTargetMAC, src)
@@ -100,6 +107,11 @@ func ethernet(dst, src mac, kind uint16, n int) []byte {
 func solicited(a netip.Addr) netip.Addr {
 	b := a.As16()
 	return netip.AddrFrom16([16]byte{0xff, 0x02, 11: 1, 12: 0xff, 13: b[13], 14: b[14], 15: b[15]})
+}
+
+// linkLocal is the address that a MAC stands for (RFC 4291, appendix A).
+func linkLocal(m mac) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
 }
 
 // solicitedMAC is where frames to the solicited-node address go (RFC 2464, 7).

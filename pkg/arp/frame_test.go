@@ -29,6 +29,10 @@ const (
 		"60000000 0020 3a ff 00000000000000000000000000000000 ff0200000000000000000001ff000010 " +
 		"87 00 35ba 00000000 20010db8000000000000000000000010 " +
 		"0e 01 010203040506"
+	goldenQuestion = "3333ff000010 02000000000a 86dd " +
+		"60000000 0020 3a ff fe80000000000000000000fffe00000a ff0200000000000000000001ff000010 " +
+		"87 00 4c31 00000000 20010db8000000000000000000000010 " +
+		"01 01 02000000000a"
 	goldenAdvertisement = "333300000001 02000000000a 86dd " +
 		"60000000 0020 3a ff 20010db8000000000000000000000010 ff020000000000000000000000000001 " +
 		"88 00 f903 20000000 20010db8000000000000000000000010 " +
@@ -44,6 +48,7 @@ func TestFrames(t *testing.T) {
 		{"arp probe", arpProbe(goldenMAC, golden4), goldenARPProbe},
 		{"arp reply", arpReply(goldenMAC, golden4), goldenARPReply},
 		{"solicitation", ndProbe(goldenMAC, golden6, mac{1, 2, 3, 4, 5, 6}), goldenSolicitation},
+		{"question", ndAsk(goldenMAC, golden6), goldenQuestion},
 		{"advertisement", ndAnnounce(goldenMAC, golden6), goldenAdvertisement},
 	}
 	for _, tt := range tests {

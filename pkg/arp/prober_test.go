@@ -72,12 +72,12 @@ func TestThorough(t *testing.T) {
 		name     string
 		arrivals []arrival
 		want     []Conflict
-		sent     []time.Duration // one for each of two addresses
+		sent     []time.Duration // one for the IPv4 address, two for the IPv6 one
 		end      time.Duration
 	}{
 		{
 			name: "silence",
-			sent: []time.Duration{500 * ms, 500 * ms, 2000 * ms, 2000 * ms, 3500 * ms, 3500 * ms},
+			sent: []time.Duration{500 * ms, 500 * ms, 500 * ms, 2000 * ms, 2000 * ms, 2000 * ms, 3500 * ms, 3500 * ms, 3500 * ms},
 			end:  5500 * ms,
 		},
 		{
@@ -90,14 +90,14 @@ func TestThorough(t *testing.T) {
 			name:     "answer to the second probe",
 			arrivals: []arrival{{2001 * ms, ndAnnounce(foreign, golden6)}},
 			want:     []Conflict{{golden6, foreign[:]}},
-			sent:     []time.Duration{500 * ms, 500 * ms, 2000 * ms, 2000 * ms},
+			sent:     []time.Duration{500 * ms, 500 * ms, 500 * ms, 2000 * ms, 2000 * ms, 2000 * ms},
 			end:      2001 * ms,
 		},
 		{
 			name:     "at the last moment",
 			arrivals: []arrival{{5500 * ms, arpReply(foreign, golden4)}},
 			want:     []Conflict{{golden4, foreign[:]}},
-			sent:     []time.Duration{500 * ms, 500 * ms, 2000 * ms, 2000 * ms, 3500 * ms, 3500 * ms},
+			sent:     []time.Duration{500 * ms, 500 * ms, 500 * ms, 2000 * ms, 2000 * ms, 2000 * ms, 3500 * ms, 3500 * ms, 3500 * ms},
 			end:      5500 * ms,
 		},
 	}

@@ -55,8 +55,12 @@ func Add(ctx context.Context, req *cni.Request, conf *Config, kind Kind) (*curre
 		a := &adder{plan: p, ns: ns, parentSide: h, parent: parent}
 		res, err := a.add(ctx)
 		var conflict *conflictError
-		if !errors.As(err, &conflict) || try == candidates || len(p.ips) > 0 || p.ipamType != OwnIPAM {
+		switch {
+		case !errors.As(err, &conflict), len(p.ips) > 0, p.ipamType != OwnIPAM:
 			return res, err
+		case try == candidates:
+			return nil, cni.Errorf(types.ErrTryAgainLater, "pool %q: %d addresses in a row are in use on the wire without being held here, the last one: %w",
+				p.ipam.Pool.Name, candidates, err)
 		}
 	}
 }
@@ -80,7 +84,7 @@ type adder struct {
 	sibling   link.Link                   // with HostAccess
 	known     map[netip.Prefix]netip.Addr // with HostAccess: own address to the host's
 	granted   bool                        // the ledger has recorded something that was not there before
-	asked     bool                        // a foreign IPAM plugin has answered
+	asked     bool                        // a foreign IPAM plugin has been asked
 	index     int                         // of the new link, in ns; 0 while there is none
 	mac       net.HardwareAddr
 	addresses *current.Result // of IPAM; nil without
@@ -198,7 +202,10 @@ func (a *adder) request() (req ipam.AllocateRequest, err error) {
 		req.MAC = a.mac.String()
 	}
 	if a.ipamType == OwnIPAM {
-		req.Pool, req.Addresses = a.ipam.Pool, a.ips
+		req.Pool = a.ipam.Pool
+		for _, ip := range a.ips {
+			req.Ask(ip.Addr, ip.Place)
+		}
 		req.Avoid, err = a.hostAddresses()
 	}
 	return req, err
@@ -252,16 +259,16 @@ func (a *adder) accept(got ipam.Allocation, dns types.DNS) (err error) {
 	return nil
 }
 
-// release takes back what allocate recorded; addresses that cause names as
-// in use by others are quarantined.
+// release takes back what allocate recorded, and what an earlier ADD did if
+// cause says that others use it: such addresses are quarantined.
 func (a *adder) release(ctx context.Context, cause error) error {
-	if !a.granted {
-		return nil
-	}
 	req := ipam.ReleaseRequest{Attachment: a.att, Undo: true}
 	var conflict *conflictError
-	if errors.As(cause, &conflict) {
+	if errors.As(cause, &conflict) && a.ipamType == OwnIPAM {
 		req.Conflict = conflict.conflicts
+	}
+	if !a.granted && req.Conflict == nil {
+		return nil
 	}
 	released, err := a.client.Release(ctx, req, nil)
 	return errors.Join(err, a.unshare(ctx, released))
@@ -330,6 +337,7 @@ func (p *plan) foreignIPAM() cni.Foreign { return cni.Foreign{Type: p.ipamType, 
 // askForeign runs a foreign IPAM plugin, when the link is there: some (dhcp)
 // need it.
 func (a *adder) askForeign(ctx context.Context) (err error) {
+	a.asked = true // one that fails is told to take back what it may have given
 	if a.addresses, err = a.foreignIPAM().Add(ctx); err != nil {
 		return err
 	}
@@ -350,11 +358,7 @@ func (a *adder) releaseForeign(ctx context.Context) error {
 
 func (a *adder) result() *current.Result {
 	res := &current.Result{CNIVersion: current.ImplementedSpecVersion}
-	mtu := a.MTU
-	if mtu == 0 {
-		mtu = a.carrier.MTU
-	}
-	res.Interfaces = []*current.Interface{{Name: a.req.IfName, Mac: a.mac.String(), Mtu: mtu, Sandbox: a.req.Netns}}
+	res.Interfaces = []*current.Interface{{Name: a.req.IfName, Mac: a.mac.String(), Mtu: a.mtu(), Sandbox: a.req.Netns}}
 	if a.addresses != nil {
 		res.IPs, res.Routes, res.DNS = a.addresses.IPs, a.addresses.Routes, a.addresses.DNS
 		for _, ip := range res.IPs {
@@ -365,4 +369,12 @@ func (a *adder) result() *current.Result {
 		res.DNS = a.DNS
 	}
 	return res
+}
+
+// mtu of the link, which is its parent's unless configured.
+func (a *adder) mtu() int {
+	if a.MTU != 0 {
+		return a.MTU
+	}
+	return a.carrier.MTU
 }

@@ -79,7 +79,7 @@ type plan struct {
 	// ipamType is "" for an attachment without addresses.
 	ipamType string
 	ipam     ipam.Config // when ipamType is OwnIPAM
-	ips      []netip.Addr
+	ips      []cni.RequestedIP
 	mac      net.HardwareAddr // fixed by the user; nil otherwise
 	client   *client.Client
 }
@@ -108,6 +108,8 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 	switch {
 	case conf.MTU < 0:
 		return nil, invalid("mtu: %d is negative; 0 takes the parent's", conf.MTU)
+	case conf.MTU > 0 && conf.MTU < minMTU:
+		return nil, invalid("mtu: %d is less than the %d that IPv4 needs", conf.MTU, minMTU)
 	case conf.VLAN < 0 || conf.VLAN > 4094:
 		return nil, invalid("vlan: %d is not a VLAN id from 1 to 4094", conf.VLAN)
 	case conf.VLAN != 0 && conf.LinkInContainer:
@@ -127,6 +129,11 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 		return nil, invalid("conflictDetection: %q is none of fast, thorough, off", conf.ConflictDetection)
 	}
 	p.client = newClient(conf)
+	if p.ipamType == OwnIPAM || p.uses("").Shared() {
+		if err := p.client.CheckPlace(); err != nil {
+			return nil, err
+		}
+	}
 	return p, nil
 }
 

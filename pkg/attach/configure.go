@@ -21,6 +21,12 @@ import (
 // the question on. Most of it passes while other things are done.
 const answerTime = 500 * time.Microsecond
 
+// Below these the kernel has no IPv4 and no IPv6 on a link (RFC 791, 8200).
+const (
+	minMTU  = 68
+	minMTU6 = 1280
+)
+
 // macWait bounds the wait for the kernel to let go of a MAC whose former
 // namespace has just died.
 const macWait = time.Second
@@ -31,6 +37,9 @@ func (a *adder) prepare(ctx context.Context, h *link.Handle) error {
 	addrs := a.prefixes()
 	// Before the link is up: afterwards a router advertisement may have won.
 	if hasIPv6(addrs) {
+		if mtu := a.mtu(); mtu < minMTU6 {
+			return invalid("mtu: %d is less than the %d that IPv6 needs", mtu, minMTU6)
+		}
 		for _, kv := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}} {
 			if err := netns.Sysctl("net/ipv6/conf/"+a.req.IfName+"/"+kv[0], kv[1]); err != nil {
 				return err

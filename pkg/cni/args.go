@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -70,32 +71,37 @@ func ParseArgs(s string) (Args, error) {
 	return a, nil
 }
 
+// RequestedIP is an address asked for, and the place where.
+type RequestedIP struct {
+	Addr  netip.Addr
+	Place string
+}
+
 // RequestedIPs are the addresses asked for: runtimeConfig.ips, args.cni.ips
 // and CNI_ARGS IP, in this order, each once. A prefix length is dropped: the
 // pool knows the subnet.
-func (r *Request) RequestedIPs(c *NetConf) ([]netip.Addr, error) {
-	var out []netip.Addr
-	add := func(place string, list []string) error {
-		for _, s := range list {
+func (r *Request) RequestedIPs(c *NetConf) ([]RequestedIP, error) {
+	var out []RequestedIP
+	for _, source := range []struct {
+		place string
+		list  []string
+	}{
+		{"runtimeConfig.ips", c.RuntimeConfig.IPs},
+		{"args.cni.ips", c.Args.CNI.IPs},
+		{"CNI_ARGS IP", r.Args.IPs},
+	} {
+		for i, s := range source.list {
+			place := fmt.Sprintf("%s[%d]", source.place, i)
 			bare, _, _ := strings.Cut(s, "/")
 			a, err := netip.ParseAddr(bare)
 			if _, perr := netip.ParsePrefix(s); err != nil || a.Zone() != "" || bare != s && perr != nil {
-				return Errorf(types.ErrInvalidNetworkConfig, "%s: %q is not an IP address", place, s)
+				return nil, Errorf(types.ErrInvalidNetworkConfig, "%s: %q is not an IP address", place, s)
 			}
-			if a = a.Unmap(); !slices.Contains(out, a) {
-				out = append(out, a)
+			a = a.Unmap()
+			if !slices.ContainsFunc(out, func(o RequestedIP) bool { return o.Addr == a }) {
+				out = append(out, RequestedIP{a, place})
 			}
 		}
-		return nil
-	}
-	if err := add("runtimeConfig.ips", c.RuntimeConfig.IPs); err != nil {
-		return nil, err
-	}
-	if err := add("args.cni.ips", c.Args.CNI.IPs); err != nil {
-		return nil, err
-	}
-	if err := add("CNI_ARGS IP", r.Args.IPs); err != nil {
-		return nil, err
 	}
 	return out, nil
 }

@@ -127,7 +127,8 @@ func TestRequestedIPs(t *testing.T) {
 	c.Args.CNI.IPs = []string{"10.0.0.1", "fd00::1/64"}
 	r := &Request{Args: Args{IPs: []string{"fd00::1", "10.0.0.3"}}}
 	got, err := r.RequestedIPs(&c)
-	if want := "[10.0.0.1 10.0.0.2 fd00::1 10.0.0.3]"; err != nil || fmt.Sprint(got) != want {
+	want := "[{10.0.0.1 runtimeConfig.ips[0]} {10.0.0.2 runtimeConfig.ips[1]} {fd00::1 args.cni.ips[1]} {10.0.0.3 CNI_ARGS IP[1]}]"
+	if err != nil || fmt.Sprint(got) != want {
 		t.Errorf("%v, %v; want %s", got, err, want)
 	}
 	for _, bad := range []string{"10.0.0", "10.0.0.1/33", "10.0.0.1/", "fe80::1%eth0", ""} {
