@@ -79,8 +79,4 @@ type Released struct {
 	Records []Record `json:"records,omitempty"`
 	// Uses of the attachment that ended; the zero value when it used nothing.
 	Uses Uses `json:"uses,omitzero"`
-	// VLANUsers and HostAccessUsers count the attachments that still use the
-	// sub-interface and the host-side sibling named by Uses.
-	VLANUsers       int `json:"vlanUsers,omitempty"`
-	HostAccessUsers int `json:"hostAccessUsers,omitempty"`
 }

@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"path/filepath"
 	"time"
@@ -59,11 +60,16 @@ func (c *Client) update(ctx context.Context, f func(*ledger.Ledger) error) error
 	return c.with(ctx, c.o, f)
 }
 
-// view runs f on the ledger, opened for reading.
+// view runs f on the ledger, opened for reading. Where there has never been
+// one, nothing is on record, and f is not run.
 func (c *Client) view(ctx context.Context, f func(*ledger.Ledger) error) error {
 	o := c.o
 	o.ReadOnly = true
-	return c.with(ctx, o, f)
+	err := c.with(ctx, o, f)
+	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ledger.ErrLost) {
+		return nil
+	}
+	return err
 }
 
 func (c *Client) with(ctx context.Context, o ledger.Options, f func(*ledger.Ledger) error) (err error) {

@@ -65,19 +65,8 @@ func (t *tx) release(att ipam.AttachmentRecord, req ipam.ReleaseRequest) (out ip
 	if err := t.setAttachment(att, ipam.AttachmentRecord{}); err != nil {
 		return out, err
 	}
-	if out.Uses = att.Uses; !att.Uses.Shared() {
-		return out, nil
-	}
-	err = t.users(att.Uses, func(_ []byte, vlan, hostAccess bool) error {
-		if vlan {
-			out.VLANUsers++
-		}
-		if hostAccess {
-			out.HostAccessUsers++
-		}
-		return nil
-	})
-	return out, err
+	out.Uses = att.Uses
+	return out, nil
 }
 
 // released returns what becomes of the record of a held address; the zero

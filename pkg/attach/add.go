@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/underlay-cni/underlay/ipam"
-	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/pkg/arp"
 	"github.com/underlay-cni/underlay/pkg/cni"
 	"github.com/underlay-cni/underlay/pkg/fault"
@@ -124,16 +122,17 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 	defer undo(a.releaseForeign)
 	defer undo(func(context.Context) error { return a.unmake(in) })
 
-	// What is shared is made only when the ledger has it on record.
-	shared := req.Uses.Shared()
-	if !shared {
+	// What is in the way of others is made only when the ledger has it on
+	// record: what is shared, and a link that wants its parent for itself.
+	early := !req.Uses.Shared() && !a.kind.ParentMAC
+	if early {
 		a.carrier = a.parent
 		in.then(a.create(a.mac))
 	}
 	prepare := func(h *link.Handle) error { return a.prepare(ctx, h) }
 	prepared := false
 	err = a.allocate(ctx, req, func() {
-		if !shared {
+		if early {
 			in.then(prepare)
 			prepared = true
 		}
@@ -143,7 +142,7 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 	}
 	fault.Point("attach.allocated")
 
-	if shared {
+	if !early {
 		if err := a.share(ctx); err != nil {
 			return nil, err
 		}
@@ -178,102 +177,6 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 	return a.result(), nil
 }
 
-// request is what the ledger is asked for, and sets the MAC as far as it does
-// not depend on the answer.
-func (a *adder) request() (req ipam.AllocateRequest, err error) {
-	dev, ino := a.ns.ID()
-	req = ipam.AllocateRequest{
-		Attachment: a.att, Uses: a.uses(a.parent.Name), Owner: a.req.Args.Owner, Runtime: client.Runtime(a.req.Path),
-		Netns: ipam.Netns{Path: a.req.Netns, Dev: dev, Inode: ino},
-	}
-	switch {
-	case a.kind.ParentMAC: // the kernel copies it, unless the user wants another
-		a.mac = a.plan.mac
-		req.MAC = first(a.plan.mac.String(), a.parent.MAC.String())
-	case a.plan.mac != nil:
-		a.mac = a.plan.mac
-		req.MAC = a.mac.String()
-	case a.ipamType == OwnIPAM:
-		req.MACPrefix = a.macPrefix()
-	default:
-		if a.mac, err = a.macWithoutAddress(); err != nil {
-			return req, err
-		}
-		req.MAC = a.mac.String()
-	}
-	if a.ipamType == OwnIPAM {
-		req.Pool = a.ipam.Pool
-		for _, ip := range a.ips {
-			req.Ask(ip.Addr, ip.Place)
-		}
-		req.Avoid, err = a.hostAddresses()
-	}
-	return req, err
-}
-
-// allocate has the ledger record what the attachment holds and shares, and
-// sets addresses and MAC. decided is called as soon as these are set, which
-// may be before the record is durable.
-func (a *adder) allocate(ctx context.Context, req ipam.AllocateRequest, decided func()) error {
-	if a.ipamType != OwnIPAM {
-		if !req.Uses.Shared() {
-			return nil
-		}
-		got, err := a.client.Allocate(ctx, req, nil)
-		a.granted = err == nil && !got.Known
-		return err
-	}
-	dns, err := client.DNS(a.ipam)
-	if err != nil {
-		return err
-	}
-	var told ipam.Allocation
-	var accepted error
-	got, err := a.client.Allocate(ctx, req, func(got ipam.Allocation) {
-		told = got
-		if accepted = a.accept(got, dns); accepted == nil {
-			decided()
-		}
-	})
-	if err != nil {
-		return err
-	}
-	a.granted = !got.Known
-	if told.Addresses == nil {
-		return a.accept(got, dns)
-	}
-	if !slices.Equal(told.Addresses, got.Addresses) {
-		return fmt.Errorf("the ledger gave %v after it had decided on %v", got.Addresses, told.Addresses)
-	}
-	return accepted
-}
-
-// accept takes over what the ledger gives.
-func (a *adder) accept(got ipam.Allocation, dns types.DNS) (err error) {
-	if !a.kind.ParentMAC {
-		if a.mac, err = net.ParseMAC(got.MAC); err != nil {
-			return fmt.Errorf("MAC of the ledger: %w", err)
-		}
-	}
-	a.addresses = client.Result(a.ipam, got, dns)
-	return nil
-}
-
-// release takes back what allocate recorded, and what an earlier ADD did if
-// cause says that others use it: such addresses are quarantined.
-func (a *adder) release(ctx context.Context, cause error) error {
-	req := ipam.ReleaseRequest{Attachment: a.att, Undo: true}
-	var conflict *conflictError
-	if errors.As(cause, &conflict) && a.ipamType == OwnIPAM {
-		req.Conflict = conflict.conflicts
-	}
-	if !a.granted && req.Conflict == nil {
-		return nil
-	}
-	released, err := a.client.Release(ctx, req, nil)
-	return errors.Join(err, a.unshare(ctx, released))
-}
-
 // unmake removes the link, if it has been made.
 func (a *adder) unmake(in *inside) error {
 	_ = in.wait() // known; what counts is how far it came
@@ -293,8 +196,13 @@ func (a *adder) create(mac net.HardwareAddr) func(*link.Handle) error {
 	}
 	return func(h *link.Handle) error {
 		index, err := a.kind.Create(a.parentSide, t)
-		if errors.Is(err, link.ErrExists) {
-			if err = a.replaceable(h); err == nil {
+		// Of a passthru link the kernel first looks whether it is alone.
+		if errors.Is(err, link.ErrExists) || errors.Is(err, link.ErrPassthru) {
+			switch removed, rerr := a.removeOwn(h); {
+			case rerr != nil:
+				err = rerr
+			case removed:
+				fault.Point("attach.removed")
 				index, err = a.kind.Create(a.parentSide, t)
 			}
 		}
@@ -312,17 +220,23 @@ func (a *adder) create(mac net.HardwareAddr) func(*link.Handle) error {
 	}
 }
 
-// replaceable removes the interface that is in the way if it is this
-// attachment's own.
-func (a *adder) replaceable(h *link.Handle) error {
+// removeOwn removes the interface that is in the way if it is this
+// attachment's own: of an ADD that is repeated, or of one that died, perhaps
+// before it gave it an alias. A foreign IPAM plugin may refuse to be asked
+// again, so there a link that is up stays.
+func (a *adder) removeOwn(h *link.Handle) (removed bool, err error) {
 	l, err := h.ByName(a.req.IfName)
+	if errors.Is(err, link.ErrNotFound) {
+		return false, nil
+	}
 	if err != nil {
-		return err
+		return false, err
 	}
-	if l.Kind == a.kind.Name && l.Alias == alias(a.att) {
-		return h.Delete(l.Index)
+	own := isMarked(a.kind, a.att)(l) && !(a.foreignType() && l.Up)
+	if own || isOurs(a.kind, a.att)(l) && !l.Up {
+		return true, h.Delete(l.Index)
 	}
-	return fmt.Errorf("CNI_IFNAME: %q: %w in the container (%s)", a.req.IfName, link.ErrExists, kindOf(l))
+	return false, fmt.Errorf("CNI_IFNAME: %q: %w in the container (%s)", a.req.IfName, link.ErrExists, kindOf(l))
 }
 
 func kindOf(l link.Link) string {
@@ -330,30 +244,6 @@ func kindOf(l link.Link) string {
 		return "a device"
 	}
 	return l.Kind
-}
-
-func (p *plan) foreignIPAM() cni.Foreign { return cni.Foreign{Type: p.ipamType, Conf: p.req.Stdin} }
-
-// askForeign runs a foreign IPAM plugin, when the link is there: some (dhcp)
-// need it.
-func (a *adder) askForeign(ctx context.Context) (err error) {
-	a.asked = true // one that fails is told to take back what it may have given
-	if a.addresses, err = a.foreignIPAM().Add(ctx); err != nil {
-		return err
-	}
-	a.asked = true
-	if len(a.addresses.IPs) == 0 {
-		return fmt.Errorf("ipam %q: its result has no addresses", a.ipamType)
-	}
-	return nil
-}
-
-// releaseForeign takes back what a foreign IPAM plugin gave.
-func (a *adder) releaseForeign(ctx context.Context) error {
-	if !a.asked {
-		return nil
-	}
-	return a.foreignIPAM().Del(ctx)
 }
 
 func (a *adder) result() *current.Result {

@@ -96,12 +96,14 @@ func (a *adder) configure(ctx context.Context, h *link.Handle) error {
 			return err
 		}
 	}
+	fault.Point("attach.addressed")
 	if err := a.addRoutes(h); err != nil {
 		return err
 	}
 	if err := a.meetHost(h); err != nil {
 		return err
 	}
+	fault.Point("attach.routed")
 	if a.ConflictDetection == DetectFast {
 		if err := conflictOf(a.prober.Conflicts(answerTime - time.Since(a.probed))); err != nil {
 			return err
@@ -120,10 +122,20 @@ func (a *adder) up(ctx context.Context, h *link.Handle) error {
 		}
 		select {
 		case <-ctx.Done():
+			if a.plan.mac == nil && a.addresses != nil && a.ipamType == OwnIPAM {
+				// It stands for the address, of which the ledger has lost sight.
+				return a.macConflict()
+			}
 			return cni.Errorf(cni.CodeLink, "mac: %s: %w", a.mac, link.ErrMACInUse)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// macConflict is a conflict about the address that the MAC is made of.
+func (a *adder) macConflict() error {
+	reason := fmt.Sprintf("%s, which stands for it, is in use on %q", a.mac, a.carrier.Name)
+	return &conflictError{[]ipam.Conflict{{Address: a.prefixes()[0].Addr(), Reason: reason}}}
 }
 
 func (a *adder) addRoutes(h *link.Handle) error {

@@ -32,37 +32,50 @@ func Del(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 	}
 	if ipamType != "" && ipamType != OwnIPAM {
 		err = cni.Foreign{Type: ipamType, Conf: req.Stdin}.Del(ctx)
+		fault.Point("attach.foreign.released")
 	}
 	if !touchesLedger(conf, ipamType) {
 		return err
 	}
-	return errors.Join(err, release(ctx, newClient(conf), kind, ipam.ReleaseRequest{Attachment: att}, client.Identify(req.Netns)))
+	c := newClient(conf)
+	rec := ipam.AttachmentRecord{Attachment: att}
+	if conf.VLAN != 0 || conf.HostAccess {
+		// Where the ledger cannot tell, the release is spooled below.
+		if known, _, ok, err := c.Attachment(ctx, att); ok && err == nil {
+			rec = known
+		}
+	}
+	return errors.Join(err, release(ctx, c, kind, ipam.ReleaseRequest{Attachment: att}, rec, client.Identify(req.Netns)))
 }
 
-// release gives back what an attachment holds and removes what nobody shares
-// any more. done is the namespace that the link has been removed from: a link
+// release gives back what an attachment holds, after what of rec's uses nobody
+// else has. done is the namespace that the link has been removed from: a link
 // elsewhere, because the runtime told no namespace or a wrong one, is found
 // through the record.
-func release(ctx context.Context, c *client.Client, kind Kind, req ipam.ReleaseRequest, done ipam.Netns) error {
-	released, err := c.Release(ctx, req, func(rec ipam.AttachmentRecord) error {
-		if rec.Netns.Inode == 0 || rec.Netns.Dev == done.Dev && rec.Netns.Inode == done.Inode {
-			return nil
-		}
-		return deleteWherever(rec, kind)
+func release(ctx context.Context, c *client.Client, kind Kind, req ipam.ReleaseRequest, rec ipam.AttachmentRecord, done ipam.Netns) error {
+	var released ipam.Released
+	err := unshare(ctx, c, rec, func() (err error) {
+		released, err = c.Release(ctx, req, func(rec ipam.AttachmentRecord) error {
+			if rec.Netns.Inode == 0 || rec.Netns.Dev == done.Dev && rec.Netns.Inode == done.Inode {
+				return nil
+			}
+			return deleteWherever(rec, kind)
+		})
+		return err
 	})
 	if err != nil {
 		return err
 	}
 	fault.Point("attach.released")
-	if !released.Uses.Shared() {
+	if !released.Uses.Shared() || rec.Uses.Shared() {
 		return nil
 	}
-	h, err := link.Open()
-	if err != nil {
-		return err
+	// The configuration has changed since the ADD and did not say so.
+	rec.Uses = released.Uses
+	for _, r := range released.Records {
+		rec.Addresses = append(rec.Addresses, r.Address.Addr())
 	}
-	defer h.Close()
-	return unshare(ctx, c, h, released)
+	return unshare(ctx, c, rec, func() error { return nil })
 }
 
 // deleteFrom removes the attachment's link, which match tells from others,

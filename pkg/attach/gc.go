@@ -39,22 +39,19 @@ func GC(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 	})
 	errs = append(errs, err)
 	for _, rec := range stale {
-		errs = append(errs, release(ctx, c, kind, ipam.ReleaseRequest{Attachment: rec.Attachment, Before: began}, ipam.Netns{}))
+		errs = append(errs, release(ctx, c, kind, ipam.ReleaseRequest{Attachment: rec.Attachment, Before: began}, rec, ipam.Netns{}))
 	}
 	return errors.Join(append(errs, reap(ctx, c, conf))...)
 }
 
-// reap removes shared links that a crash has left without users.
+// reap removes shared links that have lost their users: an unreadable ledger
+// could not tell, and their releases were spooled.
 func reap(ctx context.Context, c *client.Client, conf *Config) error {
-	if conf.Master == "" || conf.VLAN == 0 && !conf.HostAccess {
+	if conf.Master == "" {
 		return nil
 	}
-	h, err := link.Open()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	return unshare(ctx, c, h, ipam.Released{Uses: ipam.Uses{Parent: conf.Master, VLAN: conf.VLAN, HostAccess: conf.HostAccess}})
+	uses := ipam.Uses{Parent: conf.Master, VLAN: conf.VLAN, HostAccess: conf.HostAccess}
+	return unshare(ctx, c, ipam.AttachmentRecord{Uses: uses}, func() error { return nil })
 }
 
 // Status reports, with code 50, why an ADD would fail: the parent, the ledger

@@ -8,10 +8,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/fault"
 	"github.com/underlay-cni/underlay/pkg/flock"
 	"github.com/underlay-cni/underlay/pkg/link"
 )
@@ -19,8 +21,9 @@ import (
 // What attachments of one parent share on the host, the VLAN sub-interface
 // and the sibling of hostAccess, goes with its last user. The ledger counts
 // the users. Whoever makes or removes a shared link holds the parent's lock;
-// an attachment is recorded before it makes, and gone from the record before
-// it removes, so that counting under the lock never misses one.
+// an attachment is recorded before it makes, and removes before the record
+// goes: counting under the lock misses none, and a call that dies in between
+// is made up for by the next one.
 
 // share makes what the attachment uses, and finds what its link sits on.
 func (a *adder) share(ctx context.Context) error {
@@ -46,15 +49,12 @@ func (a *adder) share(ctx context.Context) error {
 	return nil
 }
 
-// unshare removes what nobody uses any more after a release.
-func (a *adder) unshare(ctx context.Context, r ipam.Released) error {
-	return unshare(ctx, a.client, a.parentSide, r)
-}
-
-func unshare(ctx context.Context, c *client.Client, h *link.Handle, r ipam.Released) error {
-	u := r.Uses
+// unshare removes what rec uses and nobody else does, and then releases, if
+// there is anything to release.
+func unshare(ctx context.Context, c *client.Client, rec ipam.AttachmentRecord, release func() error) error {
+	u := rec.Uses
 	if !u.Shared() {
-		return nil
+		return release()
 	}
 	unlock, err := lockParent(ctx, c, u.Parent)
 	if err != nil {
@@ -63,27 +63,40 @@ func unshare(ctx context.Context, c *client.Client, h *link.Handle, r ipam.Relea
 	defer unlock()
 	vlan, host, err := c.Users(ctx, u)
 	if err != nil {
+		// Nobody can tell who else there is. DEL goes on with what it can do.
+		return release()
+	}
+	h, err := link.Open()
+	if err != nil {
 		return err
+	}
+	defer h.Close()
+	others := func(users []ipam.AttachmentRecord) bool {
+		return slices.ContainsFunc(users, func(r ipam.AttachmentRecord) bool { return r.Attachment != rec.Attachment })
 	}
 	carrier := u.Parent
 	if u.VLAN != 0 {
 		carrier, _ = link.VLANName(u.Parent, u.VLAN)
 	}
-	var errs []error
 	switch {
 	case !u.HostAccess:
-	case len(host) == 0:
-		errs = append(errs, h.DeleteSibling(carrier))
+	case others(host):
+		err = unreach(h, carrier, rec.Addresses)
 	default:
-		errs = append(errs, unreach(h, carrier, r.Records))
+		err = h.DeleteSibling(carrier)
 	}
-	if u.VLAN != 0 && len(vlan) == 0 {
-		errs = append(errs, h.DeleteVLAN(u.Parent, u.VLAN))
+	fault.Point("attach.unreached")
+	if u.VLAN != 0 && !others(vlan) {
+		err = errors.Join(err, h.DeleteVLAN(u.Parent, u.VLAN))
 	}
-	return errors.Join(errs...)
+	if err != nil {
+		return err
+	}
+	fault.Point("attach.unshared")
+	return release()
 }
 
-func unreach(h *link.Handle, carrier string, recs []ipam.Record) error {
+func unreach(h *link.Handle, carrier string, addrs []netip.Addr) error {
 	sibling, err := h.ByName(link.SiblingName(carrier))
 	if errors.Is(err, link.ErrNotFound) {
 		return nil
@@ -92,8 +105,8 @@ func unreach(h *link.Handle, carrier string, recs []ipam.Record) error {
 		return err
 	}
 	var errs []error
-	for _, r := range recs {
-		errs = append(errs, h.Unreach(sibling, r.Address.Addr()))
+	for _, a := range addrs {
+		errs = append(errs, h.Unreach(sibling, a))
 	}
 	return errors.Join(errs...)
 }

@@ -22,6 +22,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"time"
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
@@ -185,8 +186,9 @@ func open(file *os.File, readOnly bool) (f *File, err error) {
 			// The file is open already; bbolt must not create another one.
 			OpenFile: func(string, int, os.FileMode) (*os.File, error) { return file, nil },
 			// bbolt's own lock is only a guard against foreign programs, since
-			// the caller holds a Lock: it gives up at the first attempt.
-			Timeout:  1,
+			// the caller holds a Lock. Of a process that dies, the kernel may
+			// let go of the Lock a moment before.
+			Timeout:  time.Second,
 			PageSize: pageSize,
 			// The free list is written with each commit (one page), since an
 			// open that finds none reads every page of the file to make one.

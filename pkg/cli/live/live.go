@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -69,8 +70,10 @@ func (n *Namespaces) add(path string) error {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
 		return nil // the process has ended meanwhile
-	case errors.Is(err, unix.EACCES) && path == "/proc/1/ns/net":
-		return nil // a sandbox hides it even from root; init is on the host
+	case errors.Is(err, unix.EACCES) && strings.HasPrefix(path, "/proc/"):
+		// The process is about to end. Or a sandbox hides that of init even
+		// from root: it is on the host.
+		return nil
 	case err != nil:
 		return err
 	}
