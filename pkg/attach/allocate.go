@@ -138,4 +138,3 @@ func (a *adder) releaseForeign(ctx context.Context) error {
 	}
 	return a.foreignIPAM().Del(ctx)
 }
-

@@ -17,9 +17,9 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/ns"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -140,13 +140,26 @@ func newRequest(a *skel.CmdArgs) (*Request, error) {
 		return r, nil
 	}
 	// The skeleton compares only after the call, when the harm is done.
-	same, e := ns.CheckNetNS(a.Netns)
+	same, err := isOwnNetns(a.Netns)
 	switch {
-	case e != nil:
-		return nil, e
+	case err != nil:
+		return nil, err
 	case same:
 		return nil, Errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS: %q is the namespace that the plugin itself runs in", a.Netns)
 	}
 	a.NetnsOverride = "1" // once is enough
 	return r, nil
+}
+
+// isOwnNetns reports whether the network namespace at path is that of this
+// process; one that is not there is not.
+func isOwnNetns(path string) (bool, error) {
+	var there, here syscall.Stat_t
+	if syscall.Stat(path, &there) != nil {
+		return false, nil
+	}
+	if err := syscall.Stat("/proc/self/ns/net", &here); err != nil {
+		return false, fmt.Errorf("own network namespace: %w", err)
+	}
+	return there.Dev == here.Dev && there.Ino == here.Ino, nil
 }
