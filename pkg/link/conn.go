@@ -41,8 +41,13 @@ func dial(fd int) (c *conn, err error) {
 		unix.Close(s)
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	return &conn{fd: s, buf: make([]byte, 32<<10)}, nil
+	return &conn{fd: s, buf: make([]byte, maxAnswer)}, nil
 }
+
+// maxAnswer is more than the longest answer. The kernel collects lists in
+// 32 KiB, but makes room for any one link; of what is asked for here, its kind's
+// own data and its alternative names may each have the 64 KiB of an attribute.
+const maxAnswer = 160 << 10
 
 func (c *conn) close() { unix.Close(c.fd) }
 
@@ -93,11 +98,13 @@ func (c *conn) exchange(req *nl.NetlinkRequest, fn func(payload []byte)) error {
 			return err
 		case n > len(c.buf):
 			return fmt.Errorf("netlink answer of %d bytes: %w", n, unix.EMSGSIZE)
+		case n < unix.NLMSG_HDRLEN:
+			return errCutOff
 		}
 		for rest := c.buf[:n]; len(rest) >= unix.NLMSG_HDRLEN; {
 			h := header(rest)
 			if h.Len < unix.NLMSG_HDRLEN || int(h.Len) > len(rest) {
-				return errors.New("netlink answer is cut off")
+				return errCutOff
 			}
 			body := rest[unix.NLMSG_HDRLEN:h.Len]
 			rest = rest[min(len(rest), nlAlign(int(h.Len))):]
@@ -126,34 +133,68 @@ func header(b []byte) unix.NlMsghdr {
 
 func nlAlign(n int) int { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
 
+// errCutOff is returned for an answer that is shorter than it says.
+var errCutOff = errors.New("the kernel's answer is cut off")
+
 // verdict reads the message that ends an exchange: a negative errno or 0, in
 // an error followed by the request, and words about it where the kernel has
 // any.
 func verdict(h unix.NlMsghdr, body []byte) error {
 	if len(body) < 4 {
-		return nil
+		if h.Type == unix.NLMSG_ERROR {
+			return errCutOff
+		}
+		return nil // the end of a list, without more ado
 	}
 	code := int32(binary.NativeEndian.Uint32(body))
 	if code >= 0 {
 		return nil
 	}
 	err := unix.Errno(-code)
-	const acknowledged = 4 + unix.NLMSG_HDRLEN // errno and the request's header
-	if h.Type != unix.NLMSG_ERROR || h.Flags&unix.NLM_F_ACK_TLVS == 0 || len(body) < acknowledged {
+	if h.Flags&unix.NLM_F_ACK_TLVS == 0 {
 		return err
 	}
-	at := acknowledged
-	if h.Flags&unix.NLM_F_CAPPED == 0 {
-		at = 4 + nlAlign(int(header(body[4:]).Len))
+	rest := body[4:]
+	if h.Type == unix.NLMSG_ERROR {
+		// The request follows, or only its header.
+		if len(rest) < unix.NLMSG_HDRLEN {
+			return err
+		}
+		request := uint64(unix.NLMSG_HDRLEN)
+		if h.Flags&unix.NLM_F_CAPPED == 0 {
+			request = uint64(header(rest).Len)
+		}
+		if request < unix.NLMSG_HDRLEN || request > uint64(len(rest)) {
+			return err
+		}
+		rest = rest[min(len(rest), nlAlign(int(request))):]
 	}
-	if at > len(body) {
-		return err
-	}
-	attrs, _ := nl.ParseRouteAttr(body[at:])
-	for _, a := range attrs {
-		if a.Attr.Type == unix.NLMSGERR_ATTR_MSG {
-			return fmt.Errorf("%w: %s", err, unix.ByteSliceToString(a.Value))
+	words, _ := attributes(rest) // the errno says the most of it
+	for _, a := range words {
+		if a.kind == unix.NLMSGERR_ATTR_MSG {
+			return fmt.Errorf("%w: %s", err, unix.ByteSliceToString(a.value))
 		}
 	}
 	return err
+}
+
+// attribute is one of the typed values that follow a message's fixed part.
+type attribute struct {
+	kind  uint16 // without the flags for nesting and byte order
+	value []byte
+}
+
+// attributes splits b. The library's own function panics where the last one
+// lacks its padding.
+func attributes(b []byte) (out []attribute, err error) {
+	for len(b) >= unix.SizeofNlAttr {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < unix.SizeofNlAttr || size > len(b) {
+			return out, errCutOff
+		}
+		kind := binary.NativeEndian.Uint16(b[2:]) & (1<<14 - 1) // NLA_TYPE_MASK
+		out = append(out, attribute{kind, b[unix.SizeofNlAttr:size]})
+		b = b[min(len(b), nlAlign(size)):]
+	}
+	return out, nil
 }

@@ -62,36 +62,44 @@ func (h *Handle) Addrs(index int) ([]Addr, error) {
 	}
 	var out []Addr
 	for _, p := range payloads {
-		msg := nl.DeserializeIfAddrmsg(p)
-		attrs, err := nl.ParseRouteAttr(p[msg.Len():])
+		a, of, err := parseAddr(p)
 		if err != nil {
 			return nil, fmt.Errorf("list addresses of link %d: %w", index, err)
 		}
-		if int(msg.Index) != index {
-			continue // a kernel that does not filter
-		}
-		// IFA_ADDRESS is the other end of a point-to-point link where there is
-		// an IFA_LOCAL, and IPv6 has only it where there is none.
-		var local, address netip.Addr
-		flags := uint32(msg.Flags)
-		for _, a := range attrs {
-			switch a.Attr.Type {
-			case unix.IFA_LOCAL:
-				local, _ = netip.AddrFromSlice(a.Value)
-			case unix.IFA_ADDRESS:
-				address, _ = netip.AddrFromSlice(a.Value)
-			case unix.IFA_FLAGS:
-				flags = uint32(number(a.Value))
-			}
-		}
-		if !local.IsValid() {
-			local = address
-		}
-		if local.IsValid() {
-			out = append(out, Addr{Prefix: netip.PrefixFrom(local, int(msg.Prefixlen)), DADFailed: flags&unix.IFA_F_DADFAILED != 0})
+		if of == index && a.IsValid() { // a kernel may not filter
+			out = append(out, a)
 		}
 	}
 	return out, nil
+}
+
+// parseAddr reads what RTM_NEWADDR says (linux/if_addr.h): an address, and the
+// index of its link.
+func parseAddr(payload []byte) (addr Addr, index int, err error) {
+	if len(payload) < unix.SizeofIfAddrmsg {
+		return addr, 0, errCutOff
+	}
+	msg := nl.DeserializeIfAddrmsg(payload)
+	attrs, err := attributes(payload[unix.SizeofIfAddrmsg:])
+	// IFA_ADDRESS is the other end of a point-to-point link where there is an
+	// IFA_LOCAL, and IPv6 has only it where there is none.
+	var local, address netip.Addr
+	flags := uint32(msg.Flags)
+	for _, a := range attrs {
+		switch a.kind {
+		case unix.IFA_LOCAL:
+			local, _ = netip.AddrFromSlice(a.value)
+		case unix.IFA_ADDRESS:
+			address, _ = netip.AddrFromSlice(a.value)
+		case unix.IFA_FLAGS:
+			flags = uint32(number(a.value))
+		}
+	}
+	if !local.IsValid() {
+		local = address
+	}
+	addr = Addr{Prefix: netip.PrefixFrom(local, int(msg.Prefixlen)), DADFailed: flags&unix.IFA_F_DADFAILED != 0}
+	return addr, int(msg.Index), err
 }
 
 // SetNeighbour makes the neighbour entry of addr on a link permanent.

@@ -45,8 +45,8 @@ type Link struct {
 	Alias string
 	// Up is the administrative state, IFF_UP.
 	Up bool
-	// Parent and Master are indexes; 0 means none. Parent is meaningless when
-	// it lives in another namespace.
+	// Parent and Master are indexes; 0 means none. Parent is one of another
+	// namespace where the link has been made from there.
 	Parent int
 	Master int
 	// Mode and SourceMACs of a macvlan; Mode as in configurations.
@@ -54,7 +54,13 @@ type Link struct {
 	SourceMACs []net.HardwareAddr
 	// VLAN id of an 802.1q sub-interface.
 	VLAN int
+
+	abroad   bool // Parent is an index of another namespace
+	ethernet bool // what macvlan can sit on
 }
+
+// isOn reports whether the link sits on parent, which is in this namespace.
+func (l Link) isOn(parent Link) bool { return l.Parent == parent.Index && !l.abroad }
 
 // Handle talks to the kernel about one namespace, for one goroutine at a
 // time. Close it.
@@ -88,11 +94,15 @@ func (h *Handle) ByName(name string) (Link, error) {
 // ByIndex finds a link by index; the error wraps ErrNotFound when there is
 // none.
 func (h *Handle) ByIndex(index int) (Link, error) {
+	if index <= 0 {
+		return Link{}, fmt.Errorf("index %d: %w", index, ErrNotFound)
+	}
 	return h.find(fmt.Sprintf("index %d", index), newLinkRequest(unix.RTM_GETLINK, index))
 }
 
 func (h *Handle) find(what string, req *nl.NetlinkRequest, key ...nl.NetlinkRequestData) (Link, error) {
 	req.Data = append(req.Data, key...)
+	req.AddData(withoutStats())
 	payload, err := h.get(req)
 	switch {
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ERANGE): // ERANGE: no name is that long
@@ -108,7 +118,9 @@ func (h *Handle) find(what string, req *nl.NetlinkRequest, key ...nl.NetlinkRequ
 
 // List lists the links of the namespace.
 func (h *Handle) List() ([]Link, error) {
-	payloads, err := h.dump(newLinkRequest(unix.RTM_GETLINK, 0))
+	req := newLinkRequest(unix.RTM_GETLINK, 0)
+	req.AddData(withoutStats())
+	payloads, err := h.dump(req)
 	out := make([]Link, len(payloads))
 	for i := 0; i < len(payloads) && err == nil; i++ {
 		out[i], err = parseLink(payloads[i])
@@ -157,6 +169,14 @@ func (h *Handle) SetMAC(index int, mac net.HardwareAddr) error {
 	return nil
 }
 
+// withoutStats spares the counters, half of what there is to say. In a list, any
+// such mask makes the kernel look for the longest link first; without, it
+// leaves out silently whatever does not fit (a long list of source MACs).
+func withoutStats() *nl.RtAttr {
+	const skipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h
+	return nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats))
+}
+
 // newLinkRequest is a message about the link of that index; 0 leaves it open.
 func newLinkRequest(kind, index int) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(kind, 0)
@@ -178,13 +198,14 @@ func setFlags(index int, flags uint32) *nl.NetlinkRequest {
 // parseLink reads what RTM_NEWLINK says (linux/if_link.h).
 func parseLink(payload []byte) (l Link, err error) {
 	if len(payload) < unix.SizeofIfInfomsg {
-		return l, errors.New("the kernel's answer is cut off")
+		return l, errCutOff
 	}
 	msg := nl.DeserializeIfInfomsg(payload)
 	l.Index, l.Up = int(msg.Index), msg.Flags&unix.IFF_UP != 0
-	attrs, err := nl.ParseRouteAttr(payload[unix.SizeofIfInfomsg:])
+	l.ethernet = msg.Type == unix.ARPHRD_ETHER && msg.Flags&unix.IFF_LOOPBACK == 0
+	attrs, err := attributes(payload[unix.SizeofIfInfomsg:])
 	for _, a := range attrs {
-		switch v := a.Value; a.Attr.Type {
+		switch v := a.value; a.kind {
 		case unix.IFLA_IFNAME:
 			l.Name = unix.ByteSliceToString(v)
 		case unix.IFLA_ADDRESS:
@@ -193,6 +214,8 @@ func parseLink(payload []byte) (l Link, err error) {
 			l.MTU = number(v)
 		case unix.IFLA_LINK:
 			l.Parent = number(v)
+		case unix.IFLA_LINK_NETNSID:
+			l.abroad = true
 		case unix.IFLA_MASTER:
 			l.Master = number(v)
 		case unix.IFLA_IFALIAS:
@@ -206,13 +229,13 @@ func parseLink(payload []byte) (l Link, err error) {
 
 func (l *Link) parseInfo(info []byte) error {
 	var data []byte
-	attrs, err := nl.ParseRouteAttr(info)
+	attrs, err := attributes(info)
 	for _, a := range attrs {
-		switch a.Attr.Type {
+		switch a.kind {
 		case unix.IFLA_INFO_KIND:
-			l.Kind = unix.ByteSliceToString(a.Value)
+			l.Kind = unix.ByteSliceToString(a.value)
 		case unix.IFLA_INFO_DATA:
-			data = a.Value
+			data = a.value
 		}
 	}
 	switch {

@@ -70,10 +70,17 @@ type Macvlan struct {
 	SourceMACs []net.HardwareAddr
 }
 
+// maxSources is the longest list that the kernel can tell back: together with
+// all else about a macvlan, it has to fit into an attribute of 64 KiB.
+const maxSources = 5000
+
 // Create makes the link in its target namespace, down, and returns its
 // index there. The error wraps ErrExists, ErrBusy or ErrPassthru where that
 // is the reason.
 func (m Macvlan) Create(h *Handle, t Target) (int, error) {
+	if n := len(m.SourceMACs); n > maxSources {
+		return 0, fmt.Errorf("create macvlan %q: %d source MACs are more than the %d that a link can have", t.Name, n, maxSources)
+	}
 	data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
 	data.AddRtAttr(nl.IFLA_MACVLAN_MODE, nl.Uint32Attr(modeBits[m.Mode]))
 	if m.BCQueueLen > 0 {
@@ -91,14 +98,31 @@ func (m Macvlan) Create(h *Handle, t Target) (int, error) {
 	}
 	index, err := h.create("macvlan", t, data)
 	if errors.Is(err, unix.EINVAL) {
-		// All else that the kernel calls invalid is checked before: what is
-		// left is that passthru wants to be alone (macvlan_common_newlink).
-		err = ErrPassthru
+		err = m.invalid(h, t)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("create macvlan %q: %w", t.Name, err)
 	}
 	return index, nil
+}
+
+// invalid finds what the kernel means by EINVAL, which it says no word about
+// (macvlan_common_newlink). Names and MACs are checked by those who read them.
+// When nothing else is wrong, it is that passthru wants to be alone; children
+// in other namespaces cannot be seen.
+func (m Macvlan) invalid(h *Handle, t Target) error {
+	parent, err := h.ByIndex(t.Parent)
+	switch {
+	case err != nil:
+		return fmt.Errorf("parent: %w", err)
+	case !parent.ethernet:
+		return fmt.Errorf("parent %q is not an Ethernet interface", parent.Name)
+	case t.MTU > parent.MTU:
+		return fmt.Errorf("MTU %d is more than the %d of parent %q", t.MTU, parent.MTU, parent.Name)
+	case !IsMode(m.Mode):
+		return fmt.Errorf("there is no mode %q", m.Mode)
+	}
+	return ErrPassthru
 }
 
 // create sends one RTM_NEWLINK. The index is chosen here: without one, older
@@ -184,16 +208,16 @@ func linkInfo(kind string, data *nl.RtAttr) *nl.RtAttr {
 
 // parseMacvlan reads IFLA_INFO_DATA of a macvlan.
 func (l *Link) parseMacvlan(data []byte) error {
-	attrs, err := nl.ParseRouteAttr(data)
+	attrs, err := attributes(data)
 	for _, a := range attrs {
-		switch a.Attr.Type {
+		switch a.kind {
 		case nl.IFLA_MACVLAN_MODE:
-			l.Mode = modeName(uint32(number(a.Value)))
+			l.Mode = modeName(uint32(number(a.value)))
 		case nl.IFLA_MACVLAN_MACADDR_DATA:
-			macs, merr := nl.ParseRouteAttr(a.Value)
+			macs, merr := attributes(a.value)
 			err = errors.Join(err, merr)
 			for _, m := range macs {
-				l.SourceMACs = append(l.SourceMACs, net.HardwareAddr(m.Value))
+				l.SourceMACs = append(l.SourceMACs, net.HardwareAddr(m.value))
 			}
 		}
 	}

@@ -38,7 +38,7 @@ func (h *Handle) DefaultRouteLink() (string, error) {
 		}
 		best := -1
 		for i, r := range routes {
-			if r.Dst.Bits() == 0 && (best < 0 || r.Priority < routes[best].Priority) {
+			if r.Dst.Bits() == 0 && r.link != 0 && (best < 0 || r.Priority < routes[best].Priority) {
 				best = i
 			}
 		}
@@ -60,7 +60,7 @@ func (h *Handle) Holder(parent Link) string {
 	}
 	if all, err := h.List(); err == nil {
 		for _, l := range all {
-			if l.Parent == parent.Index && (l.Kind == "ipvlan" || l.Kind == "ipvtap" || l.Kind == "macvlan" || l.Kind == "macvtap") {
+			if l.isOn(parent) && (l.Kind == "ipvlan" || l.Kind == "ipvtap" || l.Kind == "macvlan" || l.Kind == "macvtap") {
 				return fmt.Sprintf("%s link %q sits on it; macvlan and ipvlan cannot share a parent", l.Kind, l.Name)
 			}
 		}

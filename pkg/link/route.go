@@ -142,13 +142,14 @@ func (h *Handle) routes(family uint8, index int) (out []Route, err error) {
 
 // parseRoute reads what RTM_NEWROUTE says (linux/rtnetlink.h), one Route for
 // each next hop; none for a route that is not in the main table, of another
-// family, or a copy in the cache.
+// family, a copy in the cache, or that leads nowhere (unreachable, which IPv6
+// hangs on lo).
 func parseRoute(payload []byte, family uint8) ([]Route, error) {
 	if len(payload) < unix.SizeofRtMsg {
-		return nil, errors.New("the kernel's answer is cut off")
+		return nil, errCutOff
 	}
 	msg := nl.DeserializeRtMsg(payload)
-	attrs, err := nl.ParseRouteAttr(payload[unix.SizeofRtMsg:])
+	attrs, err := attributes(payload[unix.SizeofRtMsg:])
 	if err != nil {
 		return nil, err
 	}
@@ -159,26 +160,26 @@ func parseRoute(payload []byte, family uint8) ([]Route, error) {
 	r := Route{Dst: netip.PrefixFrom(base, int(msg.Dst_len)), Table: int(msg.Table), Scope: int(msg.Scope)}
 	var hops []byte
 	for _, a := range attrs {
-		switch a.Attr.Type {
+		switch a.kind {
 		case unix.RTA_DST:
-			dst, _ := netip.AddrFromSlice(a.Value)
+			dst, _ := netip.AddrFromSlice(a.value)
 			r.Dst = netip.PrefixFrom(dst, int(msg.Dst_len))
 		case unix.RTA_GATEWAY:
-			r.GW, _ = netip.AddrFromSlice(a.Value)
+			r.GW, _ = netip.AddrFromSlice(a.value)
 		case unix.RTA_PREFSRC:
-			r.Src, _ = netip.AddrFromSlice(a.Value)
+			r.Src, _ = netip.AddrFromSlice(a.value)
 		case unix.RTA_OIF:
-			r.link = number(a.Value)
+			r.link = number(a.value)
 		case unix.RTA_PRIORITY:
-			r.Priority = number(a.Value)
+			r.Priority = number(a.value)
 		case unix.RTA_TABLE:
-			r.Table = number(a.Value)
+			r.Table = number(a.value)
 		case unix.RTA_MULTIPATH:
-			hops = a.Value
+			hops = a.value
 		}
 	}
 	switch {
-	case r.Table != unix.RT_TABLE_MAIN, msg.Family != family, msg.Flags&unix.RTM_F_CLONED != 0:
+	case r.Table != unix.RT_TABLE_MAIN, msg.Family != family, msg.Flags&unix.RTM_F_CLONED != 0, msg.Type != unix.RTN_UNICAST:
 		return nil, nil
 	case hops == nil:
 		return []Route{r}, nil
@@ -192,17 +193,17 @@ func (r Route) split(hops []byte) (out []Route, err error) {
 		hop := nl.DeserializeRtNexthop(hops)
 		size := int(hop.RtNexthop.Len)
 		if size < unix.SizeofRtNexthop || size > len(hops) {
-			return nil, errors.New("the kernel's list of next hops is cut off")
+			return nil, errCutOff
 		}
-		attrs, err := nl.ParseRouteAttr(hops[unix.SizeofRtNexthop:size])
+		attrs, err := attributes(hops[unix.SizeofRtNexthop:size])
 		if err != nil {
 			return nil, err
 		}
 		one := r
 		one.link = int(hop.Ifindex)
 		for _, a := range attrs {
-			if a.Attr.Type == unix.RTA_GATEWAY {
-				one.GW, _ = netip.AddrFromSlice(a.Value)
+			if a.kind == unix.RTA_GATEWAY {
+				one.GW, _ = netip.AddrFromSlice(a.value)
 			}
 		}
 		out = append(out, one)

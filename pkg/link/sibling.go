@@ -6,9 +6,8 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
-
-	"github.com/underlay-cni/underlay/pkg/netns"
 )
 
 // The kernel keeps a parent and its macvlan children apart. The sibling is
@@ -20,7 +19,7 @@ import (
 // SiblingName is the name of the host-side sibling on parent.
 func SiblingName(parent string) string { return fmt.Sprintf("ulh%x", sum(parent, 4)) }
 
-// EnsureSibling finds or makes the sibling on parent.
+// EnsureSibling finds or makes the sibling on parent and brings it up.
 func (h *Handle) EnsureSibling(parent Link) (Link, error) {
 	name := SiblingName(parent.Name)
 	l, err := h.ByName(name)
@@ -30,32 +29,45 @@ func (h *Handle) EnsureSibling(parent Link) (Link, error) {
 			l, err = h.ByName(name)
 		}
 	}
+	switch {
+	case err != nil:
+	case l.Kind != "macvlan" || !l.isOn(parent):
+		err = fmt.Errorf("interface %q: %w, and it is not a child of %q", name, ErrExists, parent.Name)
+	case !l.Up || l.Alias != hostAlias:
+		err = h.dress(l.Index)
+		l.Up, l.Alias = true, hostAlias
+	}
 	if err != nil {
-		return Link{}, fmt.Errorf("host access: %w", err)
-	}
-	if l.Kind != "macvlan" || l.Parent != parent.Index {
-		return Link{}, fmt.Errorf("host access: interface %q: %w, and it is not a child of %q", name, ErrExists, parent.Name)
-	}
-	if l.Up && l.Alias == hostAlias {
-		return l, nil
-	}
-	// addr_gen_mode 1: no link-local address, so no IPv6 of its own.
-	if err := netns.Sysctl("net/ipv6/conf/"+name+"/addr_gen_mode", "1"); err != nil {
-		return Link{}, fmt.Errorf("host access: %w", err)
-	}
-	if err := h.execute(setFlags(l.Index, unix.IFF_NOARP)); err != nil {
-		return Link{}, fmt.Errorf("host access: switch ARP off on %q: %w", name, err)
-	}
-	if err := h.Up(l.Index, hostAlias, nil); err != nil {
 		return Link{}, fmt.Errorf("host access: %w", err)
 	}
 	return l, nil
 }
 
+// dress makes a sibling of a macvlan. It goes up last: what is up is dressed.
+func (h *Handle) dress(index int) error {
+	// No link-local address, so no IPv6 of its own. A link that has no IPv6 (it
+	// is switched off, or the MTU is below 1280) needs not be told.
+	req := newLinkRequest(unix.RTM_SETLINK, index)
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{nl.IN6_ADDR_GEN_MODE_NONE})
+	req.AddData(spec)
+	if err := h.execute(req); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return fmt.Errorf("switch link-local addresses off on link %d: %w", index, err)
+	}
+	if err := h.execute(setFlags(index, unix.IFF_NOARP)); err != nil {
+		return fmt.Errorf("switch ARP off on link %d: %w", index, err)
+	}
+	return h.Up(index, hostAlias, nil)
+}
+
 // DeleteSibling removes the sibling on the parent of that name, and with it
-// all routes and neighbours through it.
+// all routes and neighbours through it. One that has no alias is of an ADD
+// that died before it set it.
 func (h *Handle) DeleteSibling(parent string) error {
-	if err := h.deleteOurs(SiblingName(parent)); err != nil {
+	err := h.deleteIf(SiblingName(parent), func(l Link) bool {
+		return l.Alias == hostAlias || l.Alias == "" && l.Kind == "macvlan"
+	})
+	if err != nil {
 		return fmt.Errorf("host access: %w", err)
 	}
 	return nil

@@ -32,31 +32,65 @@ func (h *Handle) EnsureVLAN(parent Link, id int) (Link, error) {
 	name, alt := VLANName(parent.Name, id)
 	l, err := h.ByName(name)
 	if errors.Is(err, ErrNotFound) {
-		data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
-		data.AddRtAttr(nl.IFLA_VLAN_ID, nl.Uint16Attr(uint16(id)))
-		_, err = h.create("vlan", Target{Name: name, NetnsFd: -1, Parent: parent.Index}, data)
-		switch {
-		case errors.Is(err, unix.EOPNOTSUPP):
-			return Link{}, fmt.Errorf("make %q: the kernel has no 802.1q support; try: modprobe 8021q", name)
-		case err != nil && !errors.Is(err, ErrExists):
-			return Link{}, fmt.Errorf("make %q: %w", name, err)
-		}
-		if l, err = h.ByName(name); err == nil {
-			if alt != "" {
-				err = h.addAltName(l.Index, alt)
-			}
-			err = errors.Join(err, h.Up(l.Index, hostAlias, nil))
-		}
-	} else if err == nil && !l.Up {
+		l, err = h.makeVLAN(parent, id, name, alt)
+	}
+	switch {
+	case err != nil:
+	case l.Kind != "vlan" || l.VLAN != id || !l.isOn(parent):
+		err = fmt.Errorf("%w, and it is not VLAN %d of %q", ErrExists, id, parent.Name)
+	case !l.Up:
 		err = h.Up(l.Index, "", nil)
+		l.Up = true
 	}
 	if err != nil {
 		return Link{}, fmt.Errorf("sub-interface %q: %w", name, err)
 	}
-	if l.Kind != "vlan" || l.VLAN != id || l.Parent != parent.Index {
-		return Link{}, fmt.Errorf("interface %q: %w, and it is not VLAN %d of %q", name, ErrExists, id, parent.Name)
+	return l, nil
+}
+
+func (h *Handle) makeVLAN(parent Link, id int, name, alt string) (l Link, err error) {
+	data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(nl.IFLA_VLAN_ID, nl.Uint16Attr(uint16(id)))
+	index, err := h.create("vlan", Target{Name: name, NetnsFd: -1, Parent: parent.Index}, data)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return Link{}, errors.New("the kernel has no 802.1q support; try: modprobe 8021q")
+	case errors.Is(err, ErrExists):
+		return h.findVLAN(parent, id, name)
+	case err != nil:
+		return Link{}, err
 	}
-	return h.ByIndex(l.Index)
+	// One that has no alias is never removed.
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.Delete(index))
+		}
+	}()
+	if alt != "" {
+		if err := h.addAltName(index, alt); err != nil {
+			return Link{}, err
+		}
+	}
+	if err := h.Up(index, hostAlias, nil); err != nil {
+		return Link{}, err
+	}
+	return h.ByIndex(index)
+}
+
+// findVLAN finds what somebody else has made meanwhile. A parent has a VLAN
+// once only, under whatever name.
+func (h *Handle) findVLAN(parent Link, id int, name string) (Link, error) {
+	l, err := h.ByName(name)
+	if !errors.Is(err, ErrNotFound) {
+		return l, err
+	}
+	all, err := h.List()
+	for _, l := range all {
+		if l.Kind == "vlan" && l.VLAN == id && l.isOn(parent) {
+			return Link{}, fmt.Errorf("VLAN %d of %q is there under the name %q; use that as master, without vlan", id, parent.Name, l.Name)
+		}
+	}
+	return Link{}, errors.Join(ErrExists, err)
 }
 
 // addAltName gives a link a second name, which may be longer than maxName.
@@ -74,10 +108,10 @@ func (h *Handle) addAltName(index int, name string) error {
 
 // parseVLAN reads IFLA_INFO_DATA of a sub-interface.
 func (l *Link) parseVLAN(data []byte) error {
-	attrs, err := nl.ParseRouteAttr(data)
+	attrs, err := attributes(data)
 	for _, a := range attrs {
-		if a.Attr.Type == nl.IFLA_VLAN_ID {
-			l.VLAN = number(a.Value)
+		if a.kind == nl.IFLA_VLAN_ID {
+			l.VLAN = number(a.value)
 		}
 	}
 	return err
@@ -86,13 +120,13 @@ func (l *Link) parseVLAN(data []byte) error {
 // DeleteVLAN removes the sub-interface if EnsureVLAN made it.
 func (h *Handle) DeleteVLAN(parent string, id int) error {
 	name, _ := VLANName(parent, id)
-	return h.deleteOurs(name)
+	return h.deleteIf(name, func(l Link) bool { return l.Alias == hostAlias })
 }
 
-// deleteOurs removes a host link by name if it carries hostAlias.
-func (h *Handle) deleteOurs(name string) error {
+// deleteIf removes the link of that name if it is ours; none is success.
+func (h *Handle) deleteIf(name string, ours func(Link) bool) error {
 	l, err := h.ByName(name)
-	if errors.Is(err, ErrNotFound) || err == nil && l.Alias != hostAlias {
+	if errors.Is(err, ErrNotFound) || err == nil && !ours(l) {
 		return nil
 	}
 	if err != nil {

@@ -1,0 +1,246 @@
+package link
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// attr is one attribute with its padding.
+func attr(kind int, value ...byte) []byte { return nl.NewRtAttr(kind, value).Serialize() }
+
+func join(parts ...[]byte) (out []byte) {
+	for _, p := range parts {
+		out = append(out, p...)
+	}
+	return out
+}
+
+func TestVerdict(t *testing.T) {
+	t.Parallel()
+	// An odd length, since the words stand behind the padding.
+	request := message(unix.RTM_NEWROUTE, 0, 7, []byte("12345"))
+	words := attr(unix.NLMSGERR_ATTR_MSG, []byte("Nexthop has invalid gateway\x00")...)
+	offset := attr(unix.NLMSGERR_ATTR_OFFS, 0, 0, 0, 0)
+	padding := make([]byte, nlAlign(len(request))-len(request))
+	full, capped := join(request, padding), request[:unix.NLMSG_HDRLEN]
+	long := join(full)
+	binary.NativeEndian.PutUint32(long, 1<<32-1)
+	tests := []struct {
+		name        string
+		kind, flags uint16
+		code        unix.Errno
+		rest        []byte
+		want        string
+	}{
+		{"success", unix.NLMSG_ERROR, unix.NLM_F_CAPPED, 0, capped, ""},
+		{"success with a warning", unix.NLMSG_ERROR, unix.NLM_F_CAPPED | unix.NLM_F_ACK_TLVS, 0, join(capped, words), ""},
+		{"number", unix.NLMSG_ERROR, 0, unix.EPERM, full, "operation not permitted"},
+		{"number alone", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, unix.EPERM, nil, "operation not permitted"},
+		{"words", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, unix.ENETUNREACH, join(full, offset, words), "network is unreachable: Nexthop has invalid gateway"},
+		{"words behind a header", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS | unix.NLM_F_CAPPED, unix.ENETUNREACH, join(capped, words), "network is unreachable: Nexthop has invalid gateway"},
+		{"words without padding", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, unix.ENETUNREACH, join(full, attr(unix.NLMSGERR_ATTR_MSG, 'n', 'o')[:6]), "network is unreachable: no"},
+		{"words are cut off", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, unix.ENETUNREACH, join(full, words[:9]), "network is unreachable"},
+		{"another attribute", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, unix.EINVAL, join(full, offset), "invalid argument"},
+		{"request is cut off", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, unix.EINVAL, full[:18], "invalid argument"},
+		{"request without end", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, unix.EINVAL, long, "invalid argument"},
+		{"request shorter than its header", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, unix.EINVAL, make([]byte, 32), "invalid argument"},
+		{"list", unix.NLMSG_DONE, unix.NLM_F_MULTI, 0, nil, ""},
+		{"list is refused", unix.NLMSG_DONE, unix.NLM_F_MULTI, unix.ENODEV, nil, "no such device"},
+		{"list is refused with words", unix.NLMSG_DONE, unix.NLM_F_ACK_TLVS, unix.EINVAL, words, "invalid argument: Nexthop has invalid gateway"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			body := append(errno(tt.code), tt.rest...)
+			err := verdict(unix.NlMsghdr{Type: tt.kind, Flags: tt.flags}, body)
+			wantError(t, err, tt.want)
+			if tt.code != 0 && !errors.Is(err, tt.code) {
+				t.Errorf("%v is not %v", err, tt.code)
+			}
+			// However little has come, the number is what it was.
+			for n := 4; n < len(body); n++ {
+				if err := verdict(unix.NlMsghdr{Type: tt.kind, Flags: tt.flags}, body[:n:n]); tt.code == 0 && err != nil || tt.code != 0 && !errors.Is(err, tt.code) {
+					t.Errorf("of %d octets: %v, want %v", n, err, tt.code)
+				}
+			}
+		})
+	}
+}
+
+func TestAttributes(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		b    []byte
+		want string
+		err  error
+	}{
+		{name: "none"},
+		{name: "two", b: join(attr(1, 'a'), attr(2, 'b', 'c', 'd', 'e')), want: "1:a 2:bcde "},
+		{name: "last without padding", b: attr(1, 'a')[:5], want: "1:a "},
+		{name: "empty value", b: attr(3), want: "3: "},
+		{name: "nested", b: attr(unix.NLA_F_NESTED|1, 'a'), want: "1:a "},
+		{name: "less than a header at the end", b: join(attr(1, 'a'), []byte{9, 9, 9}), want: "1:a "},
+		{name: "cut off", b: attr(1, 'a', 'b')[:5], err: errCutOff},
+		{name: "shorter than its header", b: []byte{3, 0, 1, 0}, err: errCutOff},
+		{name: "no length", b: make([]byte, 8), err: errCutOff},
+	}
+	for _, tt := range tests {
+		got, err := attributes(tt.b[:len(tt.b):len(tt.b)])
+		s := ""
+		for _, a := range got {
+			s += fmt.Sprintf("%d:%s ", a.kind, a.value)
+		}
+		if s != tt.want || !errors.Is(err, tt.err) {
+			t.Errorf("%s: got %q, %v, want %q, %v", tt.name, s, err, tt.want, tt.err)
+		}
+	}
+}
+
+// payloads are such as the kernel sends.
+func payloads() (link, addr, route []byte) {
+	info := func(kind string, data ...byte) []byte {
+		return attr(unix.IFLA_LINKINFO, join(attr(unix.IFLA_INFO_KIND, append([]byte(kind), 0)...), attr(unix.IFLA_INFO_DATA, data...))...)
+	}
+	sources := join(attr(nl.IFLA_MACVLAN_MODE, 16, 0, 0, 0), attr(nl.IFLA_MACVLAN_MACADDR_DATA, join(attr(nl.IFLA_MACVLAN_MACADDR, mac(1)...), attr(nl.IFLA_MACVLAN_MACADDR, mac(2)...))...))
+	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	head.Index, head.Flags, head.Type = 7, unix.IFF_UP, unix.ARPHRD_ETHER
+	link = join(head.Serialize(), attr(unix.IFLA_IFNAME, []byte("eth0\x00")...), attr(unix.IFLA_MTU, 0xdc, 5, 0, 0),
+		attr(unix.IFLA_ADDRESS, mac(9)...), attr(unix.IFLA_LINK, 3, 0, 0, 0), attr(unix.IFLA_LINK_NETNSID, 0, 0, 0, 0),
+		attr(unix.IFLA_IFALIAS, []byte("underlay")...), info("vlan", attr(nl.IFLA_VLAN_ID, 100, 0)...), info("macvlan", sources...))
+
+	a := nl.NewIfAddrmsg(unix.AF_INET)
+	a.Index, a.Prefixlen = 7, 32
+	addr = join(a.Serialize(), attr(unix.IFA_ADDRESS, 192, 0, 2, 2), attr(unix.IFA_LOCAL, 192, 0, 2, 1), attr(unix.IFA_FLAGS, unix.IFA_F_DADFAILED, 0, 0, 0))
+
+	hop := func(gw byte) []byte {
+		h := nl.RtNexthop{RtNexthop: unix.RtNexthop{Ifindex: 7}, Children: []nl.NetlinkRequestData{nl.NewRtAttr(unix.RTA_GATEWAY, []byte{192, 0, 2, gw})}}
+		return h.Serialize()
+	}
+	r := nl.NewRtMsg()
+	r.Family, r.Dst_len = unix.AF_INET, 24
+	route = join(r.Serialize(), attr(unix.RTA_TABLE, 254, 0, 0, 0), attr(unix.RTA_DST, 198, 51, 100, 0), attr(unix.RTA_PRIORITY, 5, 0, 0, 0),
+		attr(unix.RTA_PREFSRC, 192, 0, 2, 1), attr(unix.RTA_MULTIPATH, join(hop(1), hop(2))...))
+	return link, addr, route
+}
+
+func TestParse(t *testing.T) {
+	t.Parallel()
+	link, addr, route := payloads()
+	l, err := parseLink(link)
+	must(t, err)
+	want := Link{
+		Name: "eth0", Index: 7, Kind: "macvlan", MTU: 1500, MAC: mac(9), Alias: "underlay", Up: true, Parent: 3,
+		Mode: ModeSource, SourceMACs: l.SourceMACs, VLAN: 100, abroad: true, ethernet: true,
+	}
+	if diff := cmp.Diff(want, l, equate); diff != "" {
+		t.Errorf("link (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"02:00:00:00:00:01", "02:00:00:00:00:02"}, macStrings(l.SourceMACs)); diff != "" {
+		t.Errorf("source MACs (-want +got):\n%s", diff)
+	}
+	a, index, err := parseAddr(addr)
+	must(t, err)
+	if diff := cmp.Diff(Addr{netip.MustParsePrefix("192.0.2.1/32"), true}, a, equate); diff != "" || index != 7 {
+		t.Errorf("address of link %d (-want +got):\n%s", index, diff)
+	}
+	routes, err := parseRoute(route, unix.AF_INET)
+	must(t, err)
+	hop := Route{
+		Dst: netip.MustParsePrefix("198.51.100.0/24"), GW: netip.MustParseAddr("192.0.2.1"), Src: netip.MustParseAddr("192.0.2.1"),
+		Priority: 5, Table: unix.RT_TABLE_MAIN, link: 7,
+	}
+	other := hop
+	other.GW = netip.MustParseAddr("192.0.2.2")
+	if diff := cmp.Diff([]Route{hop, other}, routes, equate); diff != "" {
+		t.Errorf("routes (-want +got):\n%s", diff)
+	}
+}
+
+// What is cut off anywhere gives an error or less, and no panic.
+func TestParseCutOff(t *testing.T) {
+	t.Parallel()
+	link, addr, route := payloads()
+	tests := []struct {
+		name  string
+		whole []byte
+		fixed int // without this much there is nothing to read
+		parse func([]byte) error
+	}{
+		{"link", link, unix.SizeofIfInfomsg, func(b []byte) error { _, err := parseLink(b); return err }},
+		{"address", addr, unix.SizeofIfAddrmsg, func(b []byte) error { _, _, err := parseAddr(b); return err }},
+		{"route", route, unix.SizeofRtMsg, func(b []byte) error { _, err := parseRoute(b, unix.AF_INET); return err }},
+	}
+	for _, tt := range tests {
+		for n := range tt.whole {
+			if err := tt.parse(tt.whole[:n:n]); n < tt.fixed && !errors.Is(err, errCutOff) {
+				t.Errorf("%s of %d octets: %v", tt.name, n, err)
+			}
+		}
+	}
+}
+
+// Values of a length that no kernel gives them are as good as none.
+func TestParseOddValues(t *testing.T) {
+	t.Parallel()
+	odd := []byte{1, 2, 3}
+	attrs := func(n int) (out []byte) {
+		for kind := range n {
+			out = append(out, attr(kind, odd...)...)
+		}
+		return out
+	}
+	l, err := parseLink(join(nl.NewIfInfomsg(0).Serialize(), attrs(64)))
+	if err != nil || l.MTU != 0 || l.Parent != 0 || l.Master != 0 {
+		t.Errorf("link %+v, %v", l, err)
+	}
+	a, _, err := parseAddr(join(nl.NewIfAddrmsg(unix.AF_INET).Serialize(), attrs(16)))
+	if err != nil || a.IsValid() {
+		t.Errorf("address %v, %v", a, err)
+	}
+	head := nl.NewRtMsg()
+	head.Family, head.Dst_len = unix.AF_INET, 200
+	routes, err := parseRoute(join(head.Serialize(), attr(unix.RTA_GATEWAY, odd...), attr(unix.RTA_DST, odd...), attr(unix.RTA_OIF, odd...), attr(unix.RTA_MULTIPATH, odd...)), unix.AF_INET)
+	if err != nil || len(routes) != 0 {
+		t.Errorf("routes %v, %v", routes, err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	link, addr, route := payloads()
+	for _, b := range [][]byte{link, addr, route, message(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 1, join(errno(unix.EINVAL), message(16, 1, 1, nil), attr(unix.NLMSGERR_ATTR_MSG, 'n', 'o')))} {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		b = b[:len(b):len(b)] // so that what lies behind cannot hide a panic
+		if _, err := parseLink(b); err == nil && len(b) < unix.SizeofIfInfomsg {
+			t.Error("a link out of nothing")
+		}
+		if a, _, err := parseAddr(b); err == nil && a.IsValid() && a.Bits() > a.Addr().BitLen() {
+			t.Errorf("address %v", a)
+		}
+		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+			routes, err := parseRoute(b, family)
+			for _, r := range routes {
+				if err != nil || r.Table != unix.RT_TABLE_MAIN || r.Dst.Bits() > r.Dst.Addr().BitLen() {
+					t.Errorf("route %+v, %v", r, err)
+				}
+			}
+		}
+		if len(b) >= unix.NLMSG_HDRLEN {
+			h, body := header(b), b[unix.NLMSG_HDRLEN:]
+			err := verdict(h, body)
+			bad := len(body) < 4 && h.Type == unix.NLMSG_ERROR || len(body) >= 4 && int32(binary.NativeEndian.Uint32(body)) < 0
+			if bad != (err != nil) {
+				t.Errorf("verdict %v", err)
+			}
+		}
+	})
+}
