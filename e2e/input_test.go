@@ -167,6 +167,7 @@ var inputs = []input{
 	{name: "name taken by a sibling", make: on("ip link add link eth1 name eth0 netns NETNS type macvlan"),
 		code: codeLink, at: "CNI_IFNAME", texts: []string{`"eth0"`, "macvlan"}},
 	{name: "mode", conf: keys{"mode": "brigde"}, code: codeConfig, at: "mode", texts: []string{`"brigde"`, "bridge"}},
+	{name: "master is no Ethernet interface", conf: keys{"master": "lo"}, code: codeParent, at: "master", texts: []string{`"lo"`, "Ethernet"}},
 	{name: "mtu above the parent's", conf: keys{"mtu": 1501}, code: codeConfig, at: "mtu", texts: []string{"1501", "1500", `"eth1"`}},
 	{name: "mtu negative", conf: keys{"mtu": -1}, code: codeConfig, at: "mtu", texts: []string{"-1"}},
 	{name: "mtu too small", conf: keys{"mtu": 67}, code: codeConfig, at: "mtu", texts: []string{"67", "68"}},

@@ -209,6 +209,8 @@ func (a *adder) create(mac net.HardwareAddr) func(*link.Handle) error {
 		switch {
 		case errors.Is(err, link.ErrBusy):
 			return cni.Errorf(cni.CodeParent, "master: %q: %w: %s", a.parent.Name, err, a.parentSide.Holder(a.carrier))
+		case errors.Is(err, link.ErrNotEthernet):
+			return cni.Errorf(cni.CodeParent, "master: %w", err)
 		case errors.Is(err, link.ErrPassthru):
 			return cni.Errorf(cni.CodeParent, "master: %q: %w; remove the other children, or use another master", a.parent.Name, err)
 		case err != nil:
@@ -233,7 +235,7 @@ func (a *adder) removeOwn(h *link.Handle) (removed bool, err error) {
 		return false, err
 	}
 	own := isMarked(a.kind, a.att)(l) && !(a.foreignType() && l.Up)
-	if own || isOurs(a.kind, a.att)(l) && !l.Up {
+	if own || isOurs(a.kind, a.att)(l) && l.Made() && !l.Up {
 		return true, h.Delete(l.Index)
 	}
 	return false, fmt.Errorf("CNI_IFNAME: %q: %w in the container (%s)", a.req.IfName, link.ErrExists, kindOf(l))

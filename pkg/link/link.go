@@ -29,6 +29,8 @@ var (
 	// ErrBusy is returned when something else has taken the parent's frames:
 	// another kind of child, a bridge, a bond.
 	ErrBusy = errors.New("parent is busy")
+	// ErrNotEthernet is returned for a parent such as lo or a tunnel.
+	ErrNotEthernet = errors.New("is not an Ethernet interface")
 	// ErrPassthru is returned when passthru and other children of one parent
 	// exclude each other.
 	ErrPassthru = errors.New("a passthru link must be the only child of its parent")

@@ -116,7 +116,7 @@ func (m Macvlan) invalid(h *Handle, t Target) error {
 	case err != nil:
 		return fmt.Errorf("parent: %w", err)
 	case !parent.ethernet:
-		return fmt.Errorf("parent %q is not an Ethernet interface", parent.Name)
+		return fmt.Errorf("parent %q %w", parent.Name, ErrNotEthernet)
 	case t.MTU > parent.MTU:
 		return fmt.Errorf("MTU %d is more than the %d of parent %q", t.MTU, parent.MTU, parent.Name)
 	case !IsMode(m.Mode):
@@ -125,13 +125,20 @@ func (m Macvlan) invalid(h *Handle, t Target) error {
 	return ErrPassthru
 }
 
+// leastIndex of those that create chooses; the kernel counts from 1.
+const leastIndex = 1 << 16
+
+// Made reports whether a link has an index as Create chooses them, which is
+// all that tells it from others before it has an alias.
+func (l Link) Made() bool { return l.Index >= leastIndex }
+
 // create sends one RTM_NEWLINK. The index is chosen here: without one, older
 // kernels look the name up in the namespace of the socket and refuse a name
 // that any interface of the host has.
 func (h *Handle) create(kind string, t Target, data *nl.RtAttr) (int, error) {
 	const tries = 8
 	for try := 1; ; try++ {
-		index := 1<<16 + rand.IntN(1<<30-1<<16)
+		index := leastIndex + rand.IntN(1<<30-leastIndex)
 		req := newLinkRequest(unix.RTM_NEWLINK, index)
 		req.Flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL
 		req.AddData(nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(uint32(t.Parent))))
