@@ -52,6 +52,14 @@ func TestForeignIPAM(t *testing.T) {
 			meet(t, as[0].station, as[1].station)
 			meet(t, as[0].station, hostStation(t, b.h2))
 
+			// Such plugins refuse an attachment that they know. A container that
+			// runs must not lose its link and its address by that.
+			_, err := as[0].cni.Add(t.Context(), as[0].conf, as[0].rt)
+			wantError(t, err, codeLink, "eth0")
+			wantOK(t, "CHECK after a second ADD", as[0].cni.Check(t.Context(), as[0].conf, as[0].rt))
+			reaches(t, as[1].station, as[0].station)
+			wantFiles(t, b.h1, test.files)
+
 			mustDo(t, as[0].Namespace, "ip", "addr", "flush", "dev", "eth0")
 			wantError(t, as[0].cni.Check(t.Context(), as[0].conf, as[0].rt), codeCheck, "192.0.2.10/24")
 

@@ -150,7 +150,10 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 		in.then(a.create(a.mac))
 	}
 	if a.foreignType() {
-		if err := errors.Join(in.wait(), a.askForeign(ctx)); err != nil {
+		if err := in.wait(); err != nil {
+			return nil, err
+		}
+		if err := a.askForeign(ctx); err != nil {
 			return nil, err
 		}
 		fault.Point("attach.asked")
