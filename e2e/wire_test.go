@@ -219,6 +219,21 @@ func TestWireConflict(t *testing.T) {
 	}
 }
 
+// Two hosts that give out the same addresses, since their ledgers know nothing
+// of each other, find out on the wire, and their MACs are not the same.
+func TestWireSameRanges(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	conf := lan(t, b.h1, nil)
+	c1, c2 := attach(t, b.h1, "c1", conf), attach(t, b.h2, "c2", conf)
+	got := [][]string{texts(c1.addrs), texts(c2.addrs)}
+	want := [][]string{{"192.0.2.10", "2001:db8::10"}, {"192.0.2.11", "2001:db8::11"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("addresses (-want +got):\n%s", diff)
+	}
+	meet(t, c1.station, c2.station)
+}
+
 // addressesOf a result, without lengths.
 func addressesOf(result *current.Result) (addrs []string) {
 	for _, ip := range result.IPs {

@@ -74,7 +74,7 @@ func TestDeriveMAC(t *testing.T) {
 	for _, network := range []string{"red", "blue"} {
 		a := netip.MustParseAddr("10.0.0.0")
 		for range 2000 {
-			mac, err := DeriveMAC("02:42:ac", network, a)
+			mac, err := DeriveMAC("02:42:ac", network, "node", a)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -88,14 +88,15 @@ func TestDeriveMAC(t *testing.T) {
 			a = a.Next()
 		}
 	}
-	one, _ := DeriveMAC("02", "red", netip.MustParseAddr("10.0.0.1"))
-	again, _ := DeriveMAC("02", "red", netip.MustParseAddr("10.0.0.1"))
-	other, _ := DeriveMAC("02", "blue", netip.MustParseAddr("10.0.0.1"))
-	if one != again || one == other {
-		t.Errorf("red %s, red again %s, blue %s", one, again, other)
+	one, _ := DeriveMAC("02", "red", "node", netip.MustParseAddr("10.0.0.1"))
+	again, _ := DeriveMAC("02", "red", "node", netip.MustParseAddr("10.0.0.1"))
+	other, _ := DeriveMAC("02", "blue", "node", netip.MustParseAddr("10.0.0.1"))
+	elsewhere, _ := DeriveMAC("02", "red", "another node", netip.MustParseAddr("10.0.0.1"))
+	if one != again || one == other || one == elsewhere {
+		t.Errorf("red %s, red again %s, blue %s, red elsewhere %s", one, again, other, elsewhere)
 	}
 	for _, bad := range []string{"", "2", "02:", "03", "02:00:00:00:00:00", "zz", "+2"} {
-		if mac, err := DeriveMAC(bad, "red", netip.MustParseAddr("10.0.0.1")); err == nil {
+		if mac, err := DeriveMAC(bad, "red", "node", netip.MustParseAddr("10.0.0.1")); err == nil {
 			t.Errorf("prefix %q accepted: %s", bad, mac)
 		}
 	}

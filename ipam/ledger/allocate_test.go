@@ -22,7 +22,7 @@ func TestRecordOfAnAllocation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mac, err := ipam.DeriveMAC("02:42", "lan", netip.MustParseAddr("10.0.0.2"))
+	mac, err := ipam.DeriveMAC("02:42", "lan", s.l.id, netip.MustParseAddr("10.0.0.2"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,6 +54,8 @@ type Prober struct {
 	addrs []netip.Addr
 	nonce mac
 	wire  wire
+	// announced: frames that claim the addresses may be our own.
+	announced bool
 
 	// Tests of the RFC's waits have a clock and chance of their own.
 	now    func() time.Time
@@ -167,6 +169,7 @@ func (p *Prober) Thorough(ctx context.Context) ([]Conflict, error) {
 // its own; closing that one takes longer than the rest of an ADD (see
 // socket.close). Its Ping is what the tests ask for addresses with.
 func (p *Prober) Announce() error {
+	p.announced = true
 	var errs []error
 	for _, a := range p.addrs {
 		frames := [][]byte{arpAnnounce(p.mac, a), arpReply(p.mac, a)}
@@ -233,9 +236,11 @@ func (p *Prober) drain() ([]Conflict, error) {
 func (p *Prober) judge(frame []byte) (Conflict, bool) {
 	c, ok := parse(frame)
 	// Switches and access points send our own frames back to us, some under a
-	// MAC of theirs: then the ARP sender or the nonce (RFC 7527) tells.
+	// MAC of theirs: then the ARP sender or the nonce (RFC 7527) tells. What we
+	// have not sent yet comes from somebody who has our MAC as well.
 	own := c.source == p.mac || c.holder == p.mac || bytes.Equal(c.nonce, p.nonce[:])
-	if !ok || own || !slices.Contains(p.addrs, c.addr) {
+	sent := c.probe || p.announced
+	if !ok || own && sent || !slices.Contains(p.addrs, c.addr) {
 		return Conflict{}, false
 	}
 	return Conflict{Addr: c.addr, MAC: c.holder[:]}, true

@@ -160,6 +160,7 @@ type claim struct {
 	addr   netip.Addr
 	holder mac
 	source mac    // of the Ethernet frame
+	probe  bool   // the holder does not have it yet
 	nonce  []byte // of an IPv6 probe; nil if it has none
 }
 
@@ -192,7 +193,7 @@ func parseARP(b []byte) claim {
 	}
 	c := claim{addr: netip.AddrFrom4([4]byte(b[14:])), holder: mac(b[8:])}
 	if c.addr.IsUnspecified() && op == arpRequest {
-		c.addr = netip.AddrFrom4([4]byte(b[24:])) // a probe
+		c.addr, c.probe = netip.AddrFrom4([4]byte(b[24:])), true
 	}
 	return c
 }
@@ -218,6 +219,7 @@ func parseND(b []byte, source mac) claim {
 		if !from.IsUnspecified() {
 			return claim{} // looks for addr, does not want it
 		}
+		c.probe = true
 	case ndAdvertise:
 	default:
 		return claim{}

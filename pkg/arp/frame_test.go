@@ -68,7 +68,7 @@ func TestParse(t *testing.T) {
 		frame []byte
 		want  claim // the zero value: none
 	}{
-		{"arp probe", raw(goldenARPProbe), claim{addr: golden4, holder: goldenMAC, source: goldenMAC}},
+		{"arp probe", raw(goldenARPProbe), claim{addr: golden4, holder: goldenMAC, source: goldenMAC, probe: true}},
 		{"arp announcement", raw(goldenARPRequest), claim{addr: golden4, holder: goldenMAC, source: goldenMAC}},
 		{"arp reply", raw(goldenARPReply), claim{addr: golden4, holder: goldenMAC, source: goldenMAC}},
 		{"arp reply to a probe", arpFrame(arpIsAt, goldenMAC, golden4, other, netip.IPv4Unspecified()),
@@ -85,8 +85,8 @@ func TestParse(t *testing.T) {
 		{"arp reply from nobody", patch(goldenARPReply, 28, 0, 0, 0, 0), claim{}},
 		{"arp probe for nothing", patch(goldenARPProbe, 38, 0, 0, 0, 0), claim{}},
 
-		{"probe", raw(goldenSolicitation), claim{golden6, goldenMAC, goldenMAC, []byte{1, 2, 3, 4, 5, 6}}},
-		{"probe without nonce", patchND(goldenSolicitation, 78, 1), claim{addr: golden6, holder: goldenMAC, source: goldenMAC}},
+		{"probe", raw(goldenSolicitation), claim{golden6, goldenMAC, goldenMAC, true, []byte{1, 2, 3, 4, 5, 6}}},
+		{"probe without nonce", patchND(goldenSolicitation, 78, 1), claim{addr: golden6, holder: goldenMAC, source: goldenMAC, probe: true}},
 		{"advertisement", raw(goldenAdvertisement), advertised},
 		{"advertisement, padded", append(raw(goldenAdvertisement), 1, 2, 3), advertised},
 		{"advertisement for another MAC", patchND(goldenAdvertisement, 80, other[:]...), claim{addr: golden6, holder: other, source: goldenMAC}},

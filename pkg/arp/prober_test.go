@@ -153,7 +153,9 @@ func TestConflictsCollects(t *testing.T) {
 		name     string
 		arrivals []arrival
 		wait     time.Duration
-		want     []Conflict
+		// announced: we have claimed the addresses before.
+		announced bool
+		want      []Conflict
 	}{
 		{name: "nothing"},
 		{
@@ -162,13 +164,24 @@ func TestConflictsCollects(t *testing.T) {
 			want:     []Conflict{{golden4, foreign[:]}, {golden6, foreign[:]}, {golden4, third[:]}},
 		},
 		{
-			name:     "our own frames",
-			arrivals: now(arpProbe(goldenMAC, golden4), arpReply(goldenMAC, golden4), ndProbe(goldenMAC, golden6, nonce), ndAnnounce(goldenMAC, golden6)),
+			name:      "our own frames",
+			announced: true,
+			arrivals:  now(arpProbe(goldenMAC, golden4), arpReply(goldenMAC, golden4), ndProbe(goldenMAC, golden6, nonce), ndAnnounce(goldenMAC, golden6)),
 		},
 		{
-			name: "our own frames under another MAC",
+			name:      "our own frames under another MAC",
+			announced: true,
 			arrivals: now(reflected(arpProbe(goldenMAC, golden4)), reflected(arpReply(goldenMAC, golden4)),
 				reflected(ndProbe(goldenMAC, golden6, nonce)), reflected(ndAnnounce(goldenMAC, golden6))),
+		},
+		{
+			name:     "our own probes",
+			arrivals: now(arpProbe(goldenMAC, golden4), reflected(arpProbe(goldenMAC, golden4)), ndProbe(goldenMAC, golden6, nonce)),
+		},
+		{
+			name:     "claims under our MAC that we have not made",
+			arrivals: now(arpReply(goldenMAC, golden4), ndAnnounce(goldenMAC, golden6)),
+			want:     []Conflict{{golden4, goldenMAC[:]}, {golden6, goldenMAC[:]}},
 		},
 		{
 			name:     "a foreign nonce",
@@ -199,7 +212,7 @@ func TestConflictsCollects(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			p := fakeProber(t, &fakeWire{arrivals: tt.arrivals})
-			p.nonce = nonce
+			p.nonce, p.announced = nonce, tt.announced
 			got, err := p.Conflicts(tt.wait)
 			must(t, err)
 			if diff := cmp.Diff(tt.want, got, compareAddrs); diff != "" {

@@ -41,7 +41,7 @@ type Config struct {
 	MTU int `json:"mtu"`
 	// MAC of the interface; see also MACPrefix.
 	MAC string `json:"mac"`
-	// MACPrefix begins the MACs that are derived from network and address.
+	// MACPrefix begins the MACs that are derived from network, node and address.
 	MACPrefix string `json:"macPrefix"`
 	// LinkInContainer: the parent is in the container's namespace.
 	LinkInContainer bool `json:"linkInContainer"`
@@ -194,7 +194,7 @@ func touchesLedger(conf *Config, ipamType string) bool {
 // not choose: the same for each ADD of the same attachment.
 func (p *plan) macWithoutAddress() (net.HardwareAddr, error) {
 	sum := sha256.Sum256([]byte(p.att.ContainerID + "/" + p.att.IfName))
-	s, err := ipam.DeriveMAC(p.macPrefix(), p.Name, netip.AddrFrom16([16]byte(sum[:16])))
+	s, err := ipam.DeriveMAC(p.macPrefix(), p.Name, "", netip.AddrFrom16([16]byte(sum[:16])))
 	if err != nil {
 		return nil, err
 	}

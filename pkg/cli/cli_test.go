@@ -78,12 +78,13 @@ func fill(dir string) error {
 	alive := func(name string) ipam.Netns {
 		return ipam.Netns{Path: "/run/netns/" + name, Dev: self.Dev, Inode: self.Inode}
 	}
+	made := 0
 	allocate := func(container, ifName string, p ipam.Pool, n ipam.Netns, u ipam.Uses) error {
+		made++
 		_, err := l.Allocate(ipam.AllocateRequest{
 			Attachment: ipam.Attachment{Network: p.Name, ContainerID: container, IfName: ifName}, Pool: p, Netns: n,
-			Uses: u, MACPrefix: ipam.DefaultMACPrefix, Owner: "shop/" + ifName, Runtime: "containerd",
+			Uses: u, MAC: fmt.Sprintf("02:00:00:00:00:%02x", made), Owner: "shop/" + ifName, Runtime: "containerd",
 		}, nil)
-
 		return err
 	}
 	release := func(container string, conflicts ...ipam.Conflict) error {
