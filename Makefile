@@ -18,7 +18,7 @@ BINDIR  ?= /opt/cni/bin
 SBINDIR ?= /usr/local/sbin
 PREFIX  ?=
 INSTALL := \
-	macvlan:$(BINDIR)/$(PREFIX)macvlan \
+	$(foreach p,$(notdir $(wildcard plugins/*)),$(p):$(BINDIR)/$(PREFIX)$(p)) \
 	underlay:$(BINDIR)/underlay \
 	underlayctl:$(SBINDIR)/underlayctl
 
@@ -36,9 +36,15 @@ help: ## show this list
 build: ## build static, stripped binaries into bin/ (GOARCH=arm64 works)
 	@CGO_ENABLED=0 go build $(VCS) -tags '$(TAGS)' -trimpath -ldflags '-s -w' -o $(BIN)/ $(PROGRAMS)
 
-# Whoever installs may have no Go: what is built is installed as it is.
-$(BIN):
-	$(MAKE) build
+# Whoever installs may have no Go: then what is built is installed as it is.
+.PHONY: current
+current:
+	@if command -v go >/dev/null; then
+		$(MAKE) build
+	elif [ ! -d $(BIN) ]; then
+		echo "$(BIN) is not there, and there is no Go to build it with" >&2
+		exit 1
+	fi
 
 # A binary is ours if its build info names a program of this module, which can
 # be read without Go.
@@ -47,12 +53,12 @@ is_ours() { LC_ALL=C grep -qaF "path$$(printf '\t')$(MODULE)/" "$$1"; }
 endef
 
 .PHONY: install
-install: | $(BIN) ## install (BINDIR, SBINDIR, PREFIX=underlay-, DESTDIR, FORCE=1)
+install: current ## install (BINDIR, SBINDIR, PREFIX=underlay-, DESTDIR, FORCE=1)
 	@$(is_ours)
 	for i in $(INSTALL); do
 		to=$(DESTDIR)$${i#*:}
 		if [ -e "$$to" ] && ! is_ours "$$to" && [ "$(FORCE)" != 1 ]; then
-			echo "$$to is not one of ours; FORCE=1 replaces it and keeps it as $$to.orig" >&2
+			echo "$$to is not one of ours, so nothing was installed. PREFIX=underlay- installs beside it; FORCE=1 replaces it and keeps it as $$to.orig" >&2
 			exit 1
 		fi
 	done
@@ -76,7 +82,10 @@ uninstall: ## remove what install put there, and put back what it replaced
 			echo "left $$to, which is not one of ours"
 			continue
 		fi
-		rm -f "$$to"
+		if [ -e "$$to" ]; then
+			rm "$$to"
+			echo "removed $$to"
+		fi
 		if [ -e "$$to.orig" ]; then
 			mv "$$to.orig" "$$to"
 			echo "put $$to back"

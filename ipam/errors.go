@@ -63,7 +63,7 @@ type ExhaustedError struct {
 
 func (e *ExhaustedError) Error() string {
 	c := e.Counts
-	return fmt.Sprintf("pool %q has no free address in %s: %d usable, %d held, %d cooling, %d quarantined, %d reserved, %d used by others",
+	return fmt.Sprintf("pool %q has no free address in %s: %d usable, %d held, %d cooling, %d quarantined, %d reserved, %d used by others; underlayctl ledger check names holders that are gone",
 		e.Pool, e.Ranges, c.Usable, c.Held, c.Cooling, c.Quarantined, c.Reserved, c.Other)
 }
 

@@ -39,10 +39,12 @@ func inside(ctx context.Context, o options, scratch string) (*Report, error) {
 	}{
 		{"one", b.one}, {"many", b.many}, {"ipv6", b.ipv6}, {"held", b.held}, {"scale", b.scaled},
 	}
+	ran := false
 	for _, section := range sections {
 		if !o.only.MatchString(section.name) || section.name == "scale" && !o.scale {
 			continue
 		}
+		ran = true
 		start := time.Now()
 		fmt.Fprintf(os.Stderr, "%s ... ", section.name)
 		if err := section.run(ctx); err != nil {
@@ -52,6 +54,9 @@ func inside(ctx context.Context, o options, scratch string) (*Report, error) {
 			return nil, err
 		}
 		fmt.Fprintf(os.Stderr, "%.0f s\n", time.Since(start).Seconds())
+	}
+	if !ran {
+		return nil, fmt.Errorf("-run %q: no section of that name", o.only)
 	}
 	report.finish()
 	return report, nil

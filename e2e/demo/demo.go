@@ -12,7 +12,7 @@ import (
 )
 
 const intro = `Two hosts on a switch, each with two containers on macvlan, all in 192.0.2.0/24 and 2001:db8::/64.
-Without a cluster registry a host's ledger knows only its own addresses, so each host has ranges of its own.
+A host's ledger knows only its own addresses, so each host has ranges of its own.
 `
 
 // containers are the names of each host's.

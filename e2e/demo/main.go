@@ -19,8 +19,9 @@ import (
 	"github.com/underlay-cni/underlay/e2e/lab"
 )
 
-// name is the lab's: there is one demo on a machine at a time.
-const name = "demo"
+// name is the lab's: there is one demo on a machine at a time. Whatever has a
+// namespace of that name is taken for one that was kept.
+const name = "underlaydemo"
 
 func main() {
 	bin := flag.String("bin", "bin", "folder of macvlan and underlayctl")

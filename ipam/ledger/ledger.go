@@ -323,6 +323,18 @@ func newID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
+// command is that of underlayctl for this ledger.
+func (o *Options) command(verb string) string {
+	c := "underlayctl ledger " + verb
+	if o.DataDir != ipam.DefaultDataDir {
+		c += " --data-dir " + o.DataDir
+	}
+	if o.RunDir != ipam.DefaultRunDir {
+		c += " --run-dir " + o.RunDir
+	}
+	return c
+}
+
 // explain makes an error of the file one that says what to do about it.
 // Errors that carry a code of their own pass.
 func (o *Options) explain(err error) error {
@@ -333,9 +345,9 @@ func (o *Options) explain(err error) error {
 	e := &ipam.LedgerError{Path: o.dbPath(), Msg: "cannot be used", Err: err}
 	switch {
 	case errors.Is(err, ErrLost):
-		e.Msg, e.Hint = "gives out no addresses", `run "underlayctl ledger rebuild", which asks the live containers`
+		e.Msg, e.Hint = "gives out no addresses", fmt.Sprintf("run %q, which asks the live containers", o.command("rebuild"))
 	case errors.Is(err, ErrCorrupt), errors.Is(err, errBroken):
-		e.Hint = `run "underlayctl ledger check", and "underlayctl ledger rebuild" to make it anew from the live containers`
+		e.Hint = fmt.Sprintf("run %q, and %q to make it anew from the live containers", o.command("check"), o.command("rebuild"))
 	case errors.Is(err, ErrNewerSchema):
 		e.Hint = "install that version or a later one"
 	case errors.Is(err, ErrNoSpace):

@@ -92,16 +92,30 @@ runtime has containerd 2, set 1.1.0, for GC and STATUS.`,
 			if err := list.complete(ip4, ip6); err != nil {
 				return &usageError{err}
 			}
-			path := finish(&list)
+			notes := []string{"save this as " + finish(&list)}
+			for _, set := range list.Plugins[0].IPAM.Ranges {
+				if set[0].RangeStart == "" && set[0].RangeEnd == "" {
+					notes = append(notes, fmt.Sprintf("it gives out all of %s: where others are in there, DHCP or another host with containers, use --range-start and --range-end", set[0].Subnet))
+				}
+			}
+			if p.Mode == link.ModeSource {
+				notes = append(notes, `nothing gets in before "sourceMACs" lists senders`)
+			}
+			if p.Mode == link.ModeBridge && !p.HostAccess {
+				notes = append(notes, "this host and its containers do not reach each other: that takes --host-access")
+			}
 			if err := printJSON(cmd.OutOrStdout(), list); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(cmd.ErrOrStderr(), "# save this as %s\n", path)
-			return err
+			for _, n := range notes {
+				fmt.Fprintln(cmd.ErrOrStderr(), "#", n)
+			}
+			return nil
 		},
 	}
 	f := c.Flags()
 	f.SortFlags = false
+	f.StringVar(&p.Type, "type", "macvlan", "`name` of the plugin's binary, such as underlay-macvlan")
 	f.StringVar(&p.Master, "master", "", "`interface` of the host that the containers sit on (required)")
 	f.IntVar(&p.VLAN, "vlan", 0, "`id` of the VLAN on it that they are in (default none)")
 	f.StringVar(&p.Mode, "mode", link.ModeBridge, "`mode` bridge, private, vepa, passthru or source")
