@@ -11,6 +11,8 @@ PROGRAMS := ./plugins/... ./ipam/plugin/cmd/... ./pkg/cli/cmd/...
 BIN      ?= bin
 # Build tags: TAGS=faultpoint puts the fault points of pkg/fault in.
 TAGS     ?=
+# RACE=1 builds with the race detector, which needs a C compiler.
+RACE     ?=
 
 # Where `make install` puts things. PREFIX goes before the names that the
 # reference plugins have too: PREFIX=underlay- keeps both.
@@ -34,7 +36,7 @@ help: ## show this list
 
 .PHONY: build
 build: ## build static, stripped binaries into bin/ (GOARCH=arm64 works)
-	@CGO_ENABLED=0 go build $(VCS) -tags '$(TAGS)' -trimpath -ldflags '-s -w' -o $(BIN)/ $(PROGRAMS)
+	@CGO_ENABLED=$(if $(RACE),1,0) go build $(VCS) $(if $(RACE),-race) -tags '$(TAGS)' -trimpath -ldflags '-s -w' -o $(BIN)/ $(PROGRAMS)
 
 # Whoever installs may have no Go: then what is built is installed as it is.
 .PHONY: current

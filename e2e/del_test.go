@@ -28,6 +28,12 @@ func TestDel(t *testing.T) {
 			mustDo(t, h.Namespace, "ip", "netns", "delete", a.ID)
 			a.rt.NetNS = ""
 		}},
+		{name: "netns below a file", spoil: func(t *testing.T, h *lab.Host, a *attachment) {
+			a.rt.NetNS = "/etc/hostname/netns"
+		}},
+		{name: "CNI_ARGS that ADD would refuse", spoil: func(t *testing.T, h *lab.Host, a *attachment) {
+			a.rt.Args = [][2]string{{"WHAT", "ever"}}
+		}},
 		{name: "netns is a file", spoil: func(t *testing.T, h *lab.Host, a *attachment) {
 			a.rt.NetNS = filepath.Join(t.TempDir(), "netns")
 			if err := os.WriteFile(a.rt.NetNS, nil, 0o600); err != nil {
@@ -128,6 +134,23 @@ func TestDelSparesSuccessor(t *testing.T) {
 	if held := readBooks(t, h).held(); len(held) != 1 || len(held["successor"]) != 2 {
 		t.Errorf("held %v, want two addresses of the successor alone", held)
 	}
+}
+
+// The ledger finds a namespace again by its inode, and the kernel gives out
+// inodes again: a link without our mark there is somebody else's.
+func TestDelSparesForeignLink(t *testing.T) {
+	t.Parallel()
+	h := oneHost(t)
+	a := attach(t, h, "c1", lan(t, h, nil))
+	mustDo(t, a.Namespace, "ip", "link", "delete", "eth0")
+	mustDo(t, h.Namespace, "ip", "link", "add", "link", lab.Parent, "name", "m0", "type", "macvlan", "mode", "bridge")
+	mustDo(t, h.Namespace, "ip", "link", "set", "m0", "netns", a.ID, "name", "eth0")
+	mustDo(t, a.Namespace, "ip", "link", "set", "eth0", "up")
+	rt := *a.rt
+	rt.NetNS = ""
+	wantOK(t, "DEL", a.cni.Del(t.Context(), a.conf, &rt))
+	mustLink(t, a.Namespace, "eth0")
+	wantNothingHeld(t, h)
 }
 
 // DEL of one attachment leaves the container's others alone.

@@ -2,13 +2,17 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/underlay-cni/underlay/e2e/lab"
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger"
 )
 
 // absent stands for a key that is not there.
@@ -116,6 +120,36 @@ func TestGCOfTheDead(t *testing.T) {
 	_, err := call{verb: "GC"}.run(t, h, placed(t, h, keys{"cni.dev/valid-attachments": nil}))
 	wantOK(t, "GC", err)
 	wantNothingHeld(t, h)
+}
+
+// Who made the attachments that a rebuild found is not known. Those that live
+// may be another runtime's.
+func TestGCAfterRebuild(t *testing.T) {
+	t.Parallel()
+	h := oneHost(t)
+	lives, _ := container(t, h, "c1")
+	var st unix.Stat_t
+	if err := unix.Stat(lives.Path, &st); err != nil {
+		t.Fatal(err)
+	}
+	found := func(id, addr string, netns ipam.Netns) ledger.Found {
+		return ledger.Found{
+			Attachment: ipam.Attachment{Network: "lan", ContainerID: id, IfName: "eth0"}, Netns: netns, Pool: "lan",
+			Addresses: []ipam.Address{{Prefix: netip.MustParsePrefix(addr)}},
+		}
+	}
+	err := ledger.Rebuild(t.Context(), ledger.Options{DataDir: h.DataDir, RunDir: h.RunDir}, []ledger.Found{
+		found("lives", "192.0.2.10/24", ipam.Netns{Path: lives.Path, Dev: st.Dev, Inode: st.Ino}),
+		found("dead", "192.0.2.11/24", ipam.Netns{Path: "/run/netns/dead", Dev: st.Dev, Inode: 1}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = call{verb: "GC"}.run(t, h, placed(t, h, keys{"cni.dev/valid-attachments": nil}))
+	wantOK(t, "GC", err)
+	if held := readBooks(t, h).held(); len(held) != 1 || len(held["lives"]) != 1 {
+		t.Errorf("held: %v, want that of the living", held)
+	}
 }
 
 // Through libcni, as CRI-O does.

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -241,5 +242,53 @@ func forgetRecord(t *testing.T, h *lab.Host, a *attachment) {
 	victim := ipam.Attachment{Network: "lan", ContainerID: a.ID, IfName: a.rt.IfName}
 	if _, err := l.Release(ipam.ReleaseRequest{Attachment: victim, Undo: true}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Where the addresses are a foreign IPAM plugin's, the ledger knows the MACs
+// alone.
+func TestHostAccessForeignIPAM(t *testing.T) {
+	t.Parallel()
+	h := oneHost(t)
+	conf := lan(t, h, keys{"hostAccess": true, "ipam": keys{"type": "host-local", "ranges": []any{
+		[]any{keys{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.10", "rangeEnd": "192.0.2.19"}},
+		[]any{keys{"subnet": "2001:db8::/64", "rangeStart": "2001:db8::10", "rangeEnd": "2001:db8::19"}}}}})
+	come := func(name string) *attachment {
+		a := &attachment{t: t, cni: h.CNI(ours, reference), conf: conf}
+		a.Namespace, a.rt = container(t, h, name)
+		a.add()
+		return a
+	}
+	leads := func(a *attachment) bool {
+		shown := mustDo(t, h.Namespace, "ip", "route", "show", "dev", sibling) + mustDo(t, h.Namespace, "ip", "neigh", "show", "dev", sibling)
+		return strings.Contains(shown, a.addrs[0].String()+" ")
+	}
+	stays, goes := come("c1"), come("c2")
+	meet(t, hostStation(t, h), goes.station)
+	goes.del()
+	if !leads(stays) || leads(goes) {
+		t.Errorf("the host's side leads to %s: %v, to %s, which is gone: %v", stays.ID, leads(stays), goes.ID, leads(goes))
+	}
+	// The kernel drops the routes with the address that is their source.
+	mustDo(t, h.Namespace, "ip", "addr", "flush", "dev", lab.Parent)
+	mustDo(t, h.Namespace, "ip", "addr", "add", "192.0.2.1/24", "dev", lab.Parent)
+	mustDo(t, h.Namespace, "ip", "addr", "add", "2001:db8::1/64", "dev", lab.Parent, "nodad")
+	come("c3")
+	meet(t, hostStation(t, h), stays.station)
+}
+
+// After a reboot a DEL may come before anything else has made the run folder.
+func TestHostAccessDelAfterReboot(t *testing.T) {
+	t.Parallel()
+	h := oneHost(t)
+	a := attach(t, h, "c1", near(t, h))
+	mustDo(t, h.Namespace, "ip", "netns", "delete", a.ID)
+	if err := os.RemoveAll(h.RunDir); err != nil {
+		t.Fatal(err)
+	}
+	wantOK(t, "DEL", a.cni.Del(t.Context(), a.conf, a.rt))
+	wantNothingHeld(t, h)
+	if _, there, err := h.Link(t.Context(), sibling); there || err != nil {
+		t.Errorf("the sibling is there: %v, %v", there, err)
 	}
 }

@@ -188,7 +188,7 @@ var inputs = []input{
 	{name: "mac is a sibling's", conf: keys{"mac": mac1}, make: beside(nil, [2]string{"MAC", mac1}), code: codeLink, at: "mac", texts: []string{mac1, "in use"}},
 	{name: "macPrefix is none", conf: keys{"macPrefix": "02:4"}, code: codeConfig, at: "macPrefix", texts: []string{`"02:4"`}},
 	{name: "macPrefix is of a group", conf: keys{"macPrefix": "03"}, code: codeConfig, at: "macPrefix", texts: []string{`"03"`, "multicast"}},
-	{name: "macPrefix is too long", conf: keys{"macPrefix": mac1}, code: codeConfig, at: "macPrefix", texts: []string{mac1, "1 to 5"}},
+	{name: "macPrefix is too long", conf: keys{"macPrefix": mac1}, code: codeConfig, at: "macPrefix", texts: []string{mac1, "1 to 3"}},
 	{name: "hostAccess, private", conf: keys{"hostAccess": true, "mode": "private"}, code: codeConfig, at: "hostAccess", texts: []string{"private"}},
 	{name: "hostAccess, vepa", conf: keys{"hostAccess": true, "mode": "vepa"}, code: codeConfig, at: "hostAccess", texts: []string{"vepa"}},
 	{name: "hostAccess, passthru", conf: keys{"hostAccess": true, "mode": "passthru"}, code: codeConfig, at: "hostAccess", texts: []string{"passthru"}},

@@ -58,6 +58,8 @@ func TestStatus(t *testing.T) {
 			code: codeStatus, texts: []string{`"lan"`, "192.0.2.10", "1 usable, 1 held"}},
 		{name: "not exhausted, statusOnExhausted", conf: keys{"ipam": oneAddress(`, "statusOnExhausted": true`)}},
 		{name: "invalid", conf: keys{"ipam": oneAddress(`, "gateway": "198.51.100.1"`)}, code: codeConfig, texts: []string{"ipam.gateway"}},
+		{name: "foreign ipam, ledger damaged", conf: keys{"hostAccess": true, "ipam": keys{"type": "host-local", "subnet": "192.0.2.0/24"}},
+			make: ledgerIs(damage), code: codeStatus, texts: []string{"ledger.db", "damaged"}},
 		{name: "foreign ipam missing", conf: keys{"ipam": keys{"type": "nosuch"}}, code: codeStatus, texts: []string{"nosuch"}},
 		{name: "without ipam", conf: keys{"ipam": nil}},
 	}

@@ -3,6 +3,7 @@ package ipam
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 )
@@ -241,6 +242,21 @@ func loadRoute(raw json.RawMessage, place string) (Route, error) {
 	}
 	if r.Dst = dst.Masked(); r.Dst != dst {
 		return Route{}, fieldErrorf(place+".dst", "%s has host bits set; the prefix is %s", dst, r.Dst)
+	}
+	if dst.Addr().Is4In6() {
+		return Route{}, fieldErrorf(place+".dst", "%s is an IPv4 prefix in IPv6 form; write it as IPv4", dst)
+	}
+	for _, n := range []struct {
+		key   string
+		value *int
+		most  int
+	}{
+		{"mtu", &w.MTU, math.MaxUint16}, {"advmss", &w.AdvMSS, math.MaxUint16}, {"priority", &w.Priority, math.MaxUint32},
+		{"table", w.Table, math.MaxUint32}, {"scope", w.Scope, math.MaxUint8},
+	} {
+		if n.value != nil && (*n.value < 0 || *n.value > n.most) {
+			return Route{}, fieldErrorf(place+"."+n.key, "%d is not between 0 and %d", *n.value, n.most)
+		}
 	}
 	if w.GW != "" {
 		if r.GW, err = loadAddr(place+".gw", w.GW); err != nil {

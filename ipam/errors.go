@@ -93,6 +93,8 @@ type LedgerError struct {
 	Msg  string
 	Hint string
 	Err  error
+	// Code is CodeLedger unless set.
+	Code uint
 }
 
 func (e *LedgerError) Error() string {
@@ -108,5 +110,10 @@ func (e *LedgerError) Error() string {
 
 func (e *LedgerError) Unwrap() error { return e.Err }
 
-// CNICode is CodeLedger.
-func (e *LedgerError) CNICode() uint { return CodeLedger }
+// CNICode is the code that the error carries to the runtime.
+func (e *LedgerError) CNICode() uint {
+	if e.Code == 0 {
+		return CodeLedger
+	}
+	return e.Code
+}

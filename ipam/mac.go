@@ -52,11 +52,11 @@ func ParseMAC(place, s string) (net.HardwareAddr, error) {
 	return mac, nil
 }
 
-// ParseMACPrefix parses one to five colon-separated octets of a unicast MAC.
+// ParseMACPrefix parses one to three colon-separated octets of a unicast MAC.
 func ParseMACPrefix(s string) ([]byte, error) {
 	parts := strings.Split(s, ":")
-	if len(parts) > 5 {
-		return nil, fieldErrorf("macPrefix", "%q has %d octets; 1 to 5 leave room for the rest", s, len(parts))
+	if len(parts) > 3 {
+		return nil, fieldErrorf("macPrefix", "%q has %d octets; 1 to 3 leave enough for the rest to be unique", s, len(parts))
 	}
 	out := make([]byte, len(parts))
 	for i, p := range parts {

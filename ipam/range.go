@@ -135,7 +135,7 @@ func exclusions(list []string, place string, r Range) ([]Interval, error) {
 	slices.SortFunc(out, func(a, b Interval) int { return a.First.Compare(b.First) })
 	merged := out[:0]
 	for _, x := range out {
-		if n := len(merged); n > 0 && x.First.Compare(merged[n-1].Last.Next()) <= 0 {
+		if n := len(merged); n > 0 && (!merged[n-1].Last.Next().IsValid() || x.First.Compare(merged[n-1].Last.Next()) <= 0) {
 			if merged[n-1].Last.Less(x.Last) {
 				merged[n-1].Last = x.Last
 			}

@@ -22,7 +22,7 @@ type AllocateRequest struct {
 	// MAC of the interface when the user fixed it.
 	MAC string `json:"mac,omitempty"`
 	// MACPrefix, where MAC is empty, has the MAC derived from network and
-	// first address: one to five octets, colon-separated. Empty: no MAC.
+	// first address: one to three octets, colon-separated. Empty: no MAC.
 	MACPrefix string `json:"macPrefix,omitempty"`
 	Owner     string `json:"owner,omitempty"`
 	Runtime   string `json:"runtime,omitempty"`

@@ -140,12 +140,18 @@ func (c *Client) Attachment(ctx context.Context, att ipam.Attachment) (a ipam.At
 }
 
 // Stale lists the attachments of network and runtime that were made before a
-// time and that valid does not name.
+// time and that valid does not name. Of those that a rebuild found it is not
+// known who made them: they are listed when their namespace is gone.
 func (c *Client) Stale(ctx context.Context, network, runtime string, before time.Time, valid func(containerID, ifName string) bool) (out []ipam.AttachmentRecord, err error) {
+	alive, err := livingNamespaces()
+	if err != nil {
+		return nil, err
+	}
 	err = c.view(ctx, func(l *ledger.Ledger) error {
 		return l.Attachments(func(a ipam.AttachmentRecord) error {
 			att := a.Attachment
-			if att.Network == network && a.Runtime == runtime && a.Since.Before(before) && !valid(att.ContainerID, att.IfName) {
+			mine := a.Runtime == runtime || a.Runtime == "" && !alive.has(a.Netns)
+			if att.Network == network && mine && a.Since.Before(before) && !valid(att.ContainerID, att.IfName) {
 				out = append(out, a)
 			}
 			return nil

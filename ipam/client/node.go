@@ -34,17 +34,23 @@ func reclaim(l *ledger.Ledger, pool string) (freed bool, err error) {
 		return false, err
 	}
 	var held int
-	var dead []ipam.Attachment
+	var dead, back []ipam.Attachment
 	err = l.Records(func(r ipam.Record) error {
 		if r.State != ipam.Held || r.Pool != pool || r.Netns.Inode == 0 {
 			return nil
 		}
 		held++
-		if !alive[[2]uint64{r.Netns.Dev, r.Netns.Inode}] && Identify(r.Netns.Path) != r.Netns && !slices.Contains(dead, r.Attachment) {
+		switch there := alive.has(r.Netns); {
+		case !there && !slices.Contains(dead, r.Attachment):
 			dead = append(dead, r.Attachment)
+		case there && !r.MissedAt.IsZero():
+			back = append(back, r.Attachment)
 		}
 		return nil
 	})
+	if err == nil && len(back) > 0 {
+		err = l.Seen(back)
+	}
 	const few = 8
 	if err != nil || len(dead) == 0 || len(dead) > few && len(dead) > held/2 {
 		return false, err
@@ -59,14 +65,16 @@ func sameMountNamespaceAsInit() bool {
 	return err1 == nil && err2 == nil && self == init
 }
 
-// livingNamespaces lists device and inode of every network namespace that a
-// process is in.
-func livingNamespaces() (map[[2]uint64]bool, error) {
+// namespaces are network namespaces by device and inode.
+type namespaces map[[2]uint64]bool
+
+// livingNamespaces lists those that a process is in.
+func livingNamespaces() (namespaces, error) {
 	procs, err := filepath.Glob("/proc/[0-9]*/ns/net")
 	if err != nil {
 		return nil, err
 	}
-	alive := make(map[[2]uint64]bool)
+	alive := make(namespaces)
 	for _, p := range procs {
 		var st unix.Stat_t
 		if unix.Stat(p, &st) == nil {
@@ -74,6 +82,11 @@ func livingNamespaces() (map[[2]uint64]bool, error) {
 		}
 	}
 	return alive, nil
+}
+
+// has reports whether n lives: a process is in it, or it is at its path.
+func (s namespaces) has(n ipam.Netns) bool {
+	return s[[2]uint64{n.Dev, n.Inode}] || Identify(n.Path) == n
 }
 
 // Identify names the namespace at path; device and inode are zero when there

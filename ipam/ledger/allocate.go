@@ -38,6 +38,7 @@ func (l *Ledger) Allocate(req ipam.AllocateRequest, decided func(ipam.Allocation
 		out, err = t.allocate(req)
 		if err == nil && decided != nil && t.short == nil {
 			decided(out)
+			decided = nil // should this run again all the same
 		}
 		return err
 	})

@@ -353,7 +353,7 @@ func (o *Options) explain(err error) error {
 	case errors.Is(err, ErrNoSpace):
 		e.Msg, e.Hint = "gives out no addresses", "make room on its file system; releases go on"
 	case errors.Is(err, ErrLocked):
-		e.Msg = "is busy"
+		e.Msg, e.Code = "is busy", ipam.CodeTryAgainLater
 	case errors.Is(err, ErrReadOnly):
 		e.Msg = "cannot be written"
 	case errors.Is(err, unix.EROFS), errors.Is(err, os.ErrPermission):

@@ -5,6 +5,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"time"
 
@@ -33,9 +34,7 @@ type call struct {
 // open reads only what a release needs; load reads the rest.
 func open(req *cni.Request) (*call, error) {
 	k := &call{req: req}
-	if err := cni.Decode(req.Stdin, &k.conf); err != nil {
-		return nil, err
-	}
+	err := cni.Decode(req.Stdin, &k.conf)
 	k.att = ipam.Attachment{Network: k.conf.Name, ContainerID: req.ContainerID, IfName: req.IfName}
 	dataDir, runDir := ipam.Dirs(k.conf.IPAM)
 	if k.conf.DataDir != "" {
@@ -45,7 +44,7 @@ func open(req *cni.Request) (*call, error) {
 		runDir = k.conf.RunDir
 	}
 	k.c = client.New(dataDir, runDir)
-	return k, nil
+	return k, err
 }
 
 func (k *call) load() (ipam.Config, error) {
@@ -90,8 +89,9 @@ func add(ctx context.Context, req *cni.Request) (*current.Result, error) {
 }
 
 func del(ctx context.Context, req *cni.Request) error {
+	// A value of the wrong type elsewhere is no reason to keep the address.
 	k, err := open(req)
-	if err != nil {
+	if err != nil && k.conf.Name == "" {
 		return err
 	}
 	_, err = k.c.Release(ctx, ipam.ReleaseRequest{Attachment: k.att}, nil)
@@ -132,9 +132,8 @@ func gc(ctx context.Context, req *cni.Request) error {
 		return valid[types.GCAttachment{ContainerID: containerID, IfName: ifName}]
 	})
 	for _, rec := range stale {
-		if _, rerr := k.c.Release(ctx, ipam.ReleaseRequest{Attachment: rec.Attachment, Before: began}, nil); rerr != nil {
-			return rerr
-		}
+		_, rerr := k.c.Release(ctx, ipam.ReleaseRequest{Attachment: rec.Attachment, Before: began}, nil)
+		err = errors.Join(err, rerr)
 	}
 	return err
 }

@@ -142,7 +142,7 @@ func (p *Prober) Conflicts(wait time.Duration) ([]Conflict, error) {
 }
 
 // Thorough probes with the counts and waits of RFC 5227, section 2.1.1: four
-// to nine seconds, less when it stops at a conflict. If ctx ends first, the
+// to seven seconds, less when it stops at a conflict. If ctx ends first, the
 // error wraps that of ctx, and nothing is known of the addresses.
 func (p *Prober) Thorough(ctx context.Context) ([]Conflict, error) {
 	pause := p.random(probeWait)

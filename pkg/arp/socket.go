@@ -59,9 +59,20 @@ func dial(ifc Iface, groups []mac) (_ *socket, err error) {
 	return &socket{fd: fd, index: ifc.Index}, nil
 }
 
+// send sends a frame. A broadcast goes to each of a parent's children, and
+// where there are a thousand of them the kernel's queues overflow: such a frame
+// is sent again a little later, and in the end given up like one that is lost
+// on the wire.
 func (s *socket) send(frame []byte) error {
+	const tries, pause = 20, time.Millisecond
 	to := unix.SockaddrLinklayer{Protocol: htons(binary.BigEndian.Uint16(frame[12:])), Ifindex: s.index}
-	return unix.Sendto(s.fd, frame, 0, &to)
+	for range tries {
+		if err := unix.Sendto(s.fd, frame, 0, &to); !errors.Is(err, unix.ENOBUFS) {
+			return err
+		}
+		time.Sleep(pause)
+	}
+	return nil
 }
 
 func (s *socket) receive(buf []byte) (int, error) {

@@ -106,7 +106,7 @@ func (a *adder) release(ctx context.Context, cause error) error {
 	if !a.granted && req.Conflict == nil {
 		return nil
 	}
-	rec := ipam.AttachmentRecord{Attachment: a.att, Uses: a.uses(a.parent.Name)}
+	rec := ipam.AttachmentRecord{Attachment: a.att, Uses: a.uses(a.parent.Name), MAC: a.mac.String()}
 	for _, p := range a.prefixes() {
 		rec.Addresses = append(rec.Addresses, p.Addr())
 	}

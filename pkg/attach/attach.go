@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -106,6 +107,10 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 		return nil, err
 	}
 	switch {
+	case strings.ContainsRune(conf.Master, 0):
+		return nil, invalid("master: %q is no interface name", conf.Master)
+	case len(alias(p.att)) > maxAlias:
+		return nil, invalid("name: %q is too long: with the container's ID it has to fit %d octets", conf.Name, maxAlias-len("underlay::"))
 	case conf.MTU < 0:
 		return nil, invalid("mtu: %d is negative; 0 takes the parent's", conf.MTU)
 	case conf.MTU > 0 && conf.MTU < minMTU:
@@ -200,6 +205,9 @@ func (p *plan) macWithoutAddress() (net.HardwareAddr, error) {
 	}
 	return net.ParseMAC(s)
 }
+
+// maxAlias is the longest alias of a link, IFALIASZ less its NUL.
+const maxAlias = 255
 
 // alias is what the link of an attachment is told by.
 func alias(att ipam.Attachment) string {

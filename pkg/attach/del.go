@@ -73,7 +73,7 @@ func release(ctx context.Context, c *client.Client, kind Kind, req ipam.ReleaseR
 	// The configuration has changed since the ADD and did not say so.
 	rec.Uses = released.Uses
 	for _, r := range released.Records {
-		rec.Addresses = append(rec.Addresses, r.Address.Addr())
+		rec.Addresses, rec.MAC = append(rec.Addresses, r.Address.Addr()), r.MAC
 	}
 	return unshare(ctx, c, rec, func() error { return nil })
 }
@@ -120,7 +120,10 @@ func deleteWherever(rec ipam.AttachmentRecord, kind Kind) error {
 		return err
 	}
 	defer ns.Close()
-	return deleteIn(ns, rec.Attachment, isOurs(kind, rec.Attachment))
+	// Inode numbers come again: this may be the namespace of another container,
+	// whose links are none of ours.
+	marked, ours := isMarked(kind, rec.Attachment), isOurs(kind, rec.Attachment)
+	return deleteIn(ns, rec.Attachment, func(l link.Link) bool { return marked(l) || ours(l) && l.Made() && !l.Up })
 }
 
 func deleteIn(ns *netns.NS, att ipam.Attachment, match func(link.Link) bool) error {

@@ -81,7 +81,7 @@ func Status(ctx context.Context, req *cni.Request, conf *Config, kind Kind) erro
 			return cni.Errorf(cni.CodeNotAvailable, "%w", err)
 		}
 	}
-	if p.ipamType != OwnIPAM {
+	if !touchesLedger(conf, p.ipamType) {
 		return nil
 	}
 	if err := p.client.Status(ctx, p.ipam); err != nil {

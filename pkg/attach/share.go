@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -56,14 +57,15 @@ func unshare(ctx context.Context, c *client.Client, rec ipam.AttachmentRecord, r
 	if !u.Shared() {
 		return release()
 	}
+	// Where nobody can tell who else there is, DEL goes on with what it can do,
+	// and GC makes up for the rest.
 	unlock, err := lockParent(ctx, c, u.Parent)
 	if err != nil {
-		return err
+		return release()
 	}
 	defer unlock()
 	vlan, host, err := c.Users(ctx, u)
 	if err != nil {
-		// Nobody can tell who else there is. DEL goes on with what it can do.
 		return release()
 	}
 	h, err := link.Open()
@@ -81,7 +83,7 @@ func unshare(ctx context.Context, c *client.Client, rec ipam.AttachmentRecord, r
 	switch {
 	case !u.HostAccess:
 	case others(host):
-		err = unreach(h, carrier, rec.Addresses)
+		err = unreach(h, carrier, rec)
 	default:
 		err = h.DeleteSibling(carrier)
 	}
@@ -96,7 +98,9 @@ func unshare(ctx context.Context, c *client.Client, rec ipam.AttachmentRecord, r
 	return release()
 }
 
-func unreach(h *link.Handle, carrier string, addrs []netip.Addr) error {
+// unreach removes what leads to rec through the sibling: to its addresses, and
+// to those of a foreign IPAM plugin, which only its MAC tells.
+func unreach(h *link.Handle, carrier string, rec ipam.AttachmentRecord) error {
 	sibling, err := h.ByName(link.SiblingName(carrier))
 	if errors.Is(err, link.ErrNotFound) {
 		return nil
@@ -104,7 +108,14 @@ func unreach(h *link.Handle, carrier string, addrs []netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	addrs := slices.Clone(rec.Addresses)
+	known, err := h.Neighbours(sibling.Index)
+	for _, n := range known {
+		if n.MAC.String() == rec.MAC && !slices.Contains(addrs, n.Addr) {
+			addrs = append(addrs, n.Addr)
+		}
+	}
+	errs := []error{err}
 	for _, a := range addrs {
 		errs = append(errs, h.Unreach(sibling, a))
 	}
@@ -172,14 +183,20 @@ func (a *adder) meetHost(h *link.Handle) error {
 	return nil
 }
 
-// reach is the host's side of hostAccess. It mends that of the carrier's
-// other users too: the kernel drops their routes when the host's address, the
-// source of them all, changes.
+// reach is the host's side of hostAccess, for all users of the sibling: the
+// kernel drops their routes when the host's address, the source of them all,
+// changes; and a release that could not come by here leaves its own behind.
 func (a *adder) reach(ctx context.Context) error {
 	if !a.HostAccess {
 		return nil
 	}
-	own, err := a.parentSide.Addrs(a.carrier.Index)
+	unlock, err := lockParent(ctx, a.client, a.parent.Name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	h := a.parentSide
+	own, err := h.Addrs(a.carrier.Index)
 	if err != nil {
 		return err
 	}
@@ -187,40 +204,62 @@ func (a *adder) reach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	routes, err := a.parentSide.Routes(a.sibling.Index)
+	routes, err := h.Routes(a.sibling.Index)
 	if err != nil {
 		return err
 	}
-	there := make(map[netip.Addr]bool, len(routes))
-	for _, r := range routes {
-		there[r.Dst.Addr()] = true
+	known, err := h.Neighbours(a.sibling.Index)
+	if err != nil {
+		return err
 	}
-	for p, host := range a.known {
-		there[p.Addr()] = true
-		if err := a.parentSide.Reach(a.sibling, p.Addr(), host, a.mac); err != nil {
-			return err
-		}
-	}
+	want := make(map[netip.Addr]net.HardwareAddr)
 	for _, u := range users {
 		mac, err := net.ParseMAC(u.MAC)
-		if err != nil || u.Attachment == a.att {
+		if err != nil {
 			continue
 		}
 		for _, c := range u.Addresses {
-			if host, ok := link.HostAddr(own, c); ok && !there[c] {
-				if err := a.parentSide.Reach(a.sibling, c, host, mac); err != nil {
-					return err
-				}
+			want[c] = mac
+		}
+		// Addresses of a foreign IPAM plugin are not in the ledger.
+		for _, n := range known {
+			if bytes.Equal(n.MAC, mac) {
+				want[n.Addr] = mac
 			}
 		}
 	}
-	return nil
+	for p := range a.known {
+		want[p.Addr()] = a.mac
+	}
+	routed := make(map[netip.Addr]bool)
+	for _, r := range routes {
+		routed[r.Dst.Addr()] = true
+	}
+	var errs []error
+	for _, n := range known {
+		if want[n.Addr] == nil {
+			errs = append(errs, h.Unreach(a.sibling, n.Addr))
+		}
+	}
+	for c, mac := range want {
+		host, ok := link.HostAddr(own, c)
+		mine := bytes.Equal(mac, a.mac)
+		if ok && (mine || !routed[c]) {
+			errs = append(errs, h.Reach(a.sibling, c, host, mac))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // lockParent keeps other processes from making or removing what is shared on
 // a parent until unlock.
 func lockParent(ctx context.Context, c *client.Client, parent string) (unlock func(), err error) {
-	path := filepath.Join(c.Options().RunDir, "parent-"+parent+".lock")
+	dir := c.Options().RunDir
+	// After a reboot a DEL may be the first to come.
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, "parent-"+parent+".lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err

@@ -93,9 +93,13 @@ func buildVersion() string {
 }
 
 func (p Plugin) funcs(ctx context.Context) skel.CNIFuncs {
-	call := func(f func(context.Context, *Request) error) func(*skel.CmdArgs) error {
+	strict, lenient := ParseArgs, func(s string) (Args, error) {
+		args, _ := ParseArgs(s) // what is made with good ones is taken back with bad ones, too
+		return args, nil
+	}
+	call := func(f func(context.Context, *Request) error, parse func(string) (Args, error)) func(*skel.CmdArgs) error {
 		return func(a *skel.CmdArgs) error {
-			r, err := newRequest(a)
+			r, err := newRequest(a, parse)
 			if err == nil {
 				err = f(ctx, r)
 			}
@@ -103,11 +107,11 @@ func (p Plugin) funcs(ctx context.Context) skel.CNIFuncs {
 		}
 	}
 	return skel.CNIFuncs{
-		Add:    call(p.add),
-		Del:    call(p.Del),
-		Check:  call(p.Check),
-		GC:     call(p.GC),
-		Status: call(p.Status),
+		Add:    call(p.add, strict),
+		Del:    call(p.Del, lenient),
+		Check:  call(p.Check, strict),
+		GC:     call(p.GC, lenient),
+		Status: call(p.Status, strict),
 	}
 }
 
@@ -130,8 +134,8 @@ func (p Plugin) add(ctx context.Context, r *Request) error {
 	return nil
 }
 
-func newRequest(a *skel.CmdArgs) (*Request, error) {
-	args, err := ParseArgs(a.Args)
+func newRequest(a *skel.CmdArgs, parse func(string) (Args, error)) (*Request, error) {
+	args, err := parse(a.Args)
 	if err != nil {
 		return nil, err
 	}

@@ -76,12 +76,14 @@ func lookUp(raw map[string]json.RawMessage, key string) (json.RawMessage, bool) 
 	if v, ok := raw[key]; ok {
 		return v, true
 	}
-	for k, v := range raw {
-		if strings.EqualFold(k, key) {
-			return v, true
+	found := ""
+	for k := range raw {
+		if strings.EqualFold(k, key) && (found == "" || k < found) { // the same one each time
+			found = k
 		}
 	}
-	return nil, false
+	v, ok := raw[found]
+	return v, ok && found != ""
 }
 
 // decodeError says at which place, from the configuration's top on, JSON

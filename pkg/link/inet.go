@@ -122,6 +122,53 @@ func (h *Handle) DeleteNeighbour(index int, addr netip.Addr) error {
 	return nil
 }
 
+// Neighbour is a permanent neighbour entry.
+type Neighbour struct {
+	Addr netip.Addr
+	MAC  net.HardwareAddr
+}
+
+// Neighbours lists the permanent entries of a link.
+func (h *Handle) Neighbours(index int) ([]Neighbour, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
+	req.AddData(make(ndMsg, unix.SizeofNdMsg))
+	req.AddData(nl.NewRtAttr(unix.NDA_IFINDEX, nl.Uint32Attr(uint32(index))))
+	payloads, err := h.dump(req)
+	var out []Neighbour
+	for i := 0; i < len(payloads) && err == nil; i++ {
+		var n Neighbour
+		var of int
+		if n, of, err = parseNeighbour(payloads[i]); n.Addr.IsValid() && of == index {
+			out = append(out, n)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list neighbours of link %d: %w", index, err)
+	}
+	return out, nil
+}
+
+// parseNeighbour reads what RTM_NEWNEIGH says (linux/neighbour.h), and nothing
+// of an entry that is not permanent.
+func parseNeighbour(payload []byte) (n Neighbour, index int, err error) {
+	if len(payload) < unix.SizeofNdMsg {
+		return n, 0, errCutOff
+	}
+	if binary.NativeEndian.Uint16(payload[8:])&unix.NUD_PERMANENT == 0 {
+		return n, 0, nil
+	}
+	attrs, err := attributes(payload[unix.SizeofNdMsg:])
+	for _, a := range attrs {
+		switch a.kind {
+		case unix.NDA_DST:
+			n.Addr, _ = netip.AddrFromSlice(a.value)
+		case unix.NDA_LLADDR:
+			n.MAC = net.HardwareAddr(a.value)
+		}
+	}
+	return n, int(binary.NativeEndian.Uint32(payload[4:])), err
+}
+
 func neighbour(kind, index int, addr netip.Addr) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(kind, 0)
 	msg := make(ndMsg, unix.SizeofNdMsg)

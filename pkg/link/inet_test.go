@@ -212,6 +212,18 @@ func TestNeighbours(t *testing.T) {
 	if diff := cmp.Diff(want, neighbours()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	s.ip(t, "neigh add 192.0.2.12 lladdr 02:00:00:00:00:99 nud stale dev eth1")
+	s.ip(t, "neigh add 192.0.2.13 lladdr 02:00:00:00:00:99 nud permanent dev lo")
+	list, err := s.h.Neighbours(index)
+	must(t, err)
+	var listed []string
+	for _, n := range list {
+		listed = append(listed, fmt.Sprintf("%s lladdr %s PERMANENT", n.Addr, n.MAC))
+	}
+	slices.Sort(listed)
+	if diff := cmp.Diff(want, listed); diff != "" {
+		t.Errorf("listed (-want +got):\n%s", diff)
+	}
 	for range 2 { // none is success
 		must(t, s.h.DeleteNeighbour(index, v4))
 		must(t, s.h.DeleteNeighbour(index, v6))

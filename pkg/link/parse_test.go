@@ -176,6 +176,7 @@ func TestParseCutOff(t *testing.T) {
 	}{
 		{"link", link, unix.SizeofIfInfomsg, func(b []byte) error { _, err := parseLink(b); return err }},
 		{"address", addr, unix.SizeofIfAddrmsg, func(b []byte) error { _, _, err := parseAddr(b); return err }},
+		{"neighbour", make([]byte, unix.SizeofNdMsg), unix.SizeofNdMsg, func(b []byte) error { _, _, err := parseNeighbour(b); return err }},
 		{"route", route, unix.SizeofRtMsg, func(b []byte) error { _, err := parseRoute(b, unix.AF_INET); return err }},
 	}
 	for _, tt := range tests {

@@ -33,6 +33,11 @@ type NS struct {
 // Open opens the namespace at path. The error wraps ErrGone when there is
 // none.
 func Open(path string) (*NS, error) {
+	// The library drops the reason.
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENAMETOOLONG) {
+		return nil, fmt.Errorf("netns %q: %w", path, ErrGone)
+	}
 	n, err := ns.GetNS(path)
 	if err != nil {
 		var notNS ns.NSPathNotNSErr
@@ -42,7 +47,6 @@ func Open(path string) (*NS, error) {
 		}
 		return nil, fmt.Errorf("netns %q: %w", path, err)
 	}
-	var st unix.Stat_t
 	if err := unix.Fstat(int(n.Fd()), &st); err != nil {
 		n.Close()
 		return nil, fmt.Errorf("netns %q: %w", path, err)

@@ -72,6 +72,15 @@ func TestCycle(t *testing.T) {
 	attachment(t, attached)
 	attachment(t, ipam.AttachmentRecord{Version: Version})
 	ranges(t, pool)
+	long := ipam.Range{Subnet: netip.MustParsePrefix("10.0.0.0/8")}
+	for i := range 70_000 {
+		a := netip.AddrFrom4([4]byte{10, byte(i >> 15), byte(i >> 7), byte(i << 1)})
+		long.Exclude = append(long.Exclude, ipam.Interval{First: a, Last: a})
+	}
+	many := ipam.Pool{Sets: []ipam.RangeSet{{long}}}
+	if got, err := DecodePool(EncodePool(many)); err != nil || len(got.Sets[0][0].Exclude) != len(long.Exclude) {
+		t.Errorf("a pool with %d exclusions: %v", len(long.Exclude), err)
+	}
 	ranges(t, ipam.Pool{})
 }
 

@@ -102,7 +102,12 @@ func (d *reader) text() string { return string(d.bytes()) }
 
 // list reads a count and as many elements; nil for none.
 func list[T any](d *reader, element func(*reader) T) (out []T) {
-	for range d.small() {
+	n := d.number()
+	if n > uint64(len(d.b)) { // each takes a byte at least
+		d.fail("it is cut off")
+		return nil
+	}
+	for range n {
 		if d.err != nil {
 			return nil
 		}
