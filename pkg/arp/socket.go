@@ -59,18 +59,14 @@ func dial(ifc Iface, groups []mac) (_ *socket, err error) {
 	return &socket{fd: fd, index: ifc.Index}, nil
 }
 
-// send sends a frame. A broadcast goes to each of a parent's children, and
-// where there are a thousand of them the kernel's queues overflow: such a frame
-// is sent again a little later, and in the end given up like one that is lost
-// on the wire.
+// send sends a frame. A broadcast goes to each of a parent's children first, and
+// where there are a thousand of them, that fills the kernel's queue before it
+// comes to the wire. The frame is lost then, as others are on the wire: to send
+// it again would only fill the queue again.
 func (s *socket) send(frame []byte) error {
-	const tries, pause = 20, time.Millisecond
 	to := unix.SockaddrLinklayer{Protocol: htons(binary.BigEndian.Uint16(frame[12:])), Ifindex: s.index}
-	for range tries {
-		if err := unix.Sendto(s.fd, frame, 0, &to); !errors.Is(err, unix.ENOBUFS) {
-			return err
-		}
-		time.Sleep(pause)
+	if err := unix.Sendto(s.fd, frame, 0, &to); !errors.Is(err, unix.ENOBUFS) {
+		return err
 	}
 	return nil
 }
