@@ -97,9 +97,9 @@ func TestNobodyImports(t *testing.T) {
 // and kept out of the programs that do not need it.
 func TestDoors(t *testing.T) {
 	doors := []struct {
-		library string
-		rooms   []string
-		why     string
+		name  string
+		rooms []string
+		why   string
 	}{
 		{"github.com/vishvananda/netlink", []string{"pkg/link"},
 			"kernel objects are made, read and undone in one place each"},
@@ -110,7 +110,7 @@ func TestDoors(t *testing.T) {
 		users := 0
 		for _, p := range allPackages(t) {
 			for _, path := range p.Imports {
-				if !under(path, door.library) {
+				if !under(path, door.name) {
 					continue
 				}
 				users++
@@ -120,14 +120,14 @@ func TestDoors(t *testing.T) {
 				}
 			}
 		}
-		atLeast(t, "users of "+door.library, users, 1)
+		atLeast(t, "users of "+door.name, users, 1)
 	}
 }
 
 // TestPluginDependencies: what is linked into a plugin is paid for at every ADD,
 // in bytes to read and init functions to run.
 func TestPluginDependencies(t *testing.T) {
-	bans := []struct{ library, why string }{
+	bans := []struct{ name, why string }{
 		{"net/http", "the socket protocol is one JSON request and one response"},
 		{"crypto/tls", "comes with HTTP; plugins talk to the node they are on"},
 		{"google.golang.org/protobuf", "heavy init; comes with gRPC and etcd"},
@@ -149,7 +149,7 @@ func TestPluginDependencies(t *testing.T) {
 		}
 		programs++
 		for _, ban := range bans {
-			i := slices.IndexFunc(p.Deps, func(dep string) bool { return under(dep, ban.library) })
+			i := slices.IndexFunc(p.Deps, func(dep string) bool { return under(dep, ban.name) })
 			if i >= 0 {
 				t.Errorf("%s links %s: %s", p.room(), p.Deps[i], ban.why)
 			}
