@@ -134,7 +134,7 @@ func (h *Handle) List() ([]Link, error) {
 }
 
 // Up brings a link up and sets its alias, and its MAC unless that is nil, in
-// one message.
+// one message; of a passthru macvlan, the MAC of its parent too.
 func (h *Handle) Up(index int, alias string, mac net.HardwareAddr) error {
 	req := setFlags(index, unix.IFF_UP)
 	if alias != "" {
@@ -157,16 +157,6 @@ func (h *Handle) Up(index int, alias string, mac net.HardwareAddr) error {
 func (h *Handle) Delete(index int) error {
 	if err := h.execute(newLinkRequest(unix.RTM_DELLINK, index)); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete link %d: %w", index, err)
-	}
-	return nil
-}
-
-// SetMAC changes the MAC of a link; of a passthru macvlan, its parent's too.
-func (h *Handle) SetMAC(index int, mac net.HardwareAddr) error {
-	req := newLinkRequest(unix.RTM_SETLINK, index)
-	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
-	if err := h.execute(req); err != nil {
-		return fmt.Errorf("set MAC %s of link %d: %w", mac, index, err)
 	}
 	return nil
 }

@@ -210,23 +210,17 @@ func TestDelete(t *testing.T) {
 	}
 }
 
-func TestSetMAC(t *testing.T) {
+func TestUpSetsMAC(t *testing.T) {
 	t.Parallel()
 	s := newHost(t)
 	s.veth(t, "eth2", "wire2")
 	bridge, passthru := s.macvlan(t, "eth1", "bridge", Macvlan{Mode: ModeBridge}), s.macvlan(t, "eth2", "passthru", Macvlan{Mode: ModePassthru})
-	must(t, s.h.Up(bridge.Index, "", nil))
 
-	must(t, s.h.SetMAC(bridge.Index, mac(1)))
-	must(t, s.h.SetMAC(passthru.Index, mac(2)))
+	must(t, s.h.Up(bridge.Index, "", mac(1)))
+	must(t, s.h.Up(passthru.Index, "", mac(2)))
 	for name, want := range map[string]string{"bridge": "02:00:00:00:00:01", "eth1": s.link(t, "eth1").MAC.String(), "passthru": "02:00:00:00:00:02", "eth2": "02:00:00:00:00:02"} {
 		if got := s.show(t, name).MAC; got != want {
 			t.Errorf("%s has %s, want %s", name, got, want)
 		}
-	}
-	wantError(t, s.h.SetMAC(1<<20, mac(1)), "set MAC 02:00:00:00:00:01 of link 1048576: no such device")
-	err := s.h.SetMAC(bridge.Index, s.link(t, "eth1").MAC)
-	if !errors.Is(err, unix.EADDRINUSE) {
-		t.Errorf("the parent's MAC: %v", err)
 	}
 }
