@@ -104,14 +104,20 @@ type Uses struct {
 	// HostAccess: the attachment is reached from the host through the sibling
 	// on Parent (or on its VLAN sub-interface).
 	HostAccess bool `json:"hostAccess,omitempty"`
+	// Port is the setting that all children of the parent have in common, such
+	// as "ipvlan l3 bridge"; "" where each child has its own.
+	Port string `json:"port,omitempty"`
 }
 
 // Shared reports whether anything is used that needs a reference count.
 func (u Uses) Shared() bool { return u.VLAN != 0 || u.HostAccess }
 
+// Any reports whether there is anything that others have to know of.
+func (u Uses) Any() bool { return u.Shared() || u.Port != "" }
+
 // AttachmentRecord is what the ledger keeps of an attachment beside its
-// addresses; it exists for every attachment that holds an address or whose
-// Uses are shared.
+// addresses; it exists for every attachment that holds an address or has any
+// Uses.
 type AttachmentRecord struct {
 	Version    int        `json:"v"`
 	Attachment Attachment `json:"attachment"`

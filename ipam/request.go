@@ -44,6 +44,10 @@ type Allocation struct {
 	// Known is set when the attachment held exactly this before the request:
 	// a failed ADD must then not release it.
 	Known bool `json:"known,omitempty"`
+	// Alone, for a request whose Uses have a Port: no other attachment has that
+	// Port there. Then Rivals are those that have another.
+	Alone  bool               `json:"alone,omitempty"`
+	Rivals []AttachmentRecord `json:"rivals,omitempty"`
 }
 
 // Address of an allocation.

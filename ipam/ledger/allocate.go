@@ -93,7 +93,7 @@ func (t *tx) allocate(req ipam.AllocateRequest) (ipam.Allocation, error) {
 		return ipam.Allocation{}, err
 	}
 	if g == nil {
-		if len(req.Pool.Sets)+len(req.Addresses) == 0 && !req.Uses.Shared() {
+		if len(req.Pool.Sets)+len(req.Addresses) == 0 && !req.Uses.Any() {
 			return ipam.Allocation{MAC: req.MAC}, nil // nothing to be recorded
 		}
 		if t.short != nil {
@@ -109,9 +109,15 @@ func (t *tx) allocate(req ipam.AllocateRequest) (ipam.Allocation, error) {
 		}
 	}
 	if t.dirty {
-		err = t.expire()
+		if err := t.expire(); err != nil {
+			return ipam.Allocation{}, err
+		}
 	}
-	return g.answer(), err
+	out := g.answer()
+	if req.Uses.Port != "" {
+		out.Alone, out.Rivals, err = t.rivals(req)
+	}
+	return out, err
 }
 
 // grant is what an attachment holds: its own record and those of its
@@ -140,7 +146,7 @@ func (t *tx) newGrant(req ipam.AllocateRequest, choices []choice, since time.Tim
 		}
 	}
 	g := &grant{attachment: ipam.AttachmentRecord{
-		Version: record.Version, Attachment: req.Attachment, Runtime: req.Runtime, Netns: req.Netns,
+		Version: record.AttachmentVersion, Attachment: req.Attachment, Runtime: req.Runtime, Netns: req.Netns,
 		BootID: t.boot, MAC: mac, Uses: req.Uses, Since: since,
 	}}
 	for _, c := range choices {

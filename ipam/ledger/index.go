@@ -256,29 +256,59 @@ func userKey(a ipam.AttachmentRecord) []byte {
 	return append(userPrefix(a.Uses), attachmentKey(a.Attachment)...)
 }
 
+// userValue is the flags and the port.
 func userValue(u ipam.Uses) []byte {
-	var v byte
+	v := []byte{0}
 	if u.VLAN != 0 {
-		v |= usesVLAN
+		v[0] |= usesVLAN
 	}
 	if u.HostAccess {
-		v |= usesHostAccess
+		v[0] |= usesHostAccess
 	}
-	return []byte{v}
+	return append(v, u.Port...)
 }
 
-// users calls fn with the key of each attachment that shares something on the
-// parent and VLAN of u.
-func (t *tx) users(u ipam.Uses, fn func(attachment []byte, vlan, hostAccess bool) error) error {
+// user is an entry of this index.
+type user struct {
+	attachment       []byte // key of the attachment
+	vlan, hostAccess bool
+	port             string
+}
+
+// users calls fn with each attachment that uses something on the parent and
+// VLAN of u, until it returns false.
+func (t *tx) users(u ipam.Uses, fn func(user) (more bool, err error)) error {
 	prefix := userPrefix(u)
 	c := t.bucket(bucketUser).Cursor()
 	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
-		if len(v) != 1 {
+		if len(v) == 0 {
 			return fmt.Errorf("%w: user %q", ErrCorrupt, k)
 		}
-		if err := fn(k[len(prefix):], v[0]&usesVLAN != 0, v[0]&usesHostAccess != 0); err != nil {
+		use := user{k[len(prefix):], v[0]&usesVLAN != 0, v[0]&usesHostAccess != 0, string(v[1:])}
+		if more, err := fn(use); err != nil || !more {
 			return err
 		}
 	}
 	return nil
+}
+
+// rivals looks at who else has children on the parent and VLAN of req: one
+// that has the same port answers for all, since nobody gets on beside those
+// that have another.
+func (t *tx) rivals(req ipam.AllocateRequest) (alone bool, rivals []ipam.AttachmentRecord, err error) {
+	own := attachmentKey(req.Attachment)
+	alone = true
+	err = t.users(req.Uses, func(u user) (bool, error) {
+		switch {
+		case u.port == "" || bytes.Equal(u.attachment, own):
+			return true, nil
+		case u.port == req.Uses.Port:
+			alone = false
+			return false, nil
+		}
+		att, err := decodeAttachment(u.attachment, t.get(bucketAttachment, u.attachment))
+		rivals = append(rivals, att)
+		return true, err
+	})
+	return alone, rivals, err
 }

@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger/record"
 )
 
 // model is the ledger as its documentation has it: two maps, and rules that
@@ -142,7 +143,7 @@ func (m *model) choices(req ipam.AllocateRequest, s ipam.RangeSet) []netip.Addr 
 
 // given writes down what the ledger has chosen.
 func (m *model) given(req ipam.AllocateRequest, out ipam.Allocation, known bool) {
-	att := ipam.AttachmentRecord{Version: 1, Attachment: req.Attachment, Netns: req.Netns, BootID: m.boot, MAC: out.MAC, Uses: req.Uses, Since: m.now}
+	att := ipam.AttachmentRecord{Version: record.AttachmentVersion, Attachment: req.Attachment, Netns: req.Netns, BootID: m.boot, MAC: out.MAC, Uses: req.Uses, Since: m.now}
 	recs := map[netip.Addr]ipam.Record{}
 	same := known
 	for _, a := range out.Addresses {
@@ -157,7 +158,7 @@ func (m *model) given(req ipam.AllocateRequest, out ipam.Allocation, known bool)
 		return
 	}
 	maps.Copy(m.recs, recs)
-	if len(att.Addresses) > 0 || att.Uses.Shared() {
+	if len(att.Addresses) > 0 || att.Uses.Any() {
 		m.atts[req.Attachment] = att
 	} else {
 		delete(m.atts, req.Attachment)
@@ -214,6 +215,23 @@ func (m *model) users(u ipam.Uses) (vlan, host int) {
 		}
 	}
 	return vlan, host
+}
+
+// rivals are those that share a parent with req and have another port, if
+// nobody has the same one.
+func (m *model) rivals(req ipam.AllocateRequest) (alone bool, rivals int) {
+	for _, a := range m.atts {
+		u := a.Uses
+		switch {
+		case u.Parent != req.Uses.Parent || u.VLAN != req.Uses.VLAN || u.Port == "":
+		case a.Attachment == req.Attachment:
+		case u.Port == req.Uses.Port:
+			return false, 0
+		default:
+			rivals++
+		}
+	}
+	return req.Uses.Port != "", rivals
 }
 
 func (m *model) setMissed(att ipam.AttachmentRecord, at time.Time) {

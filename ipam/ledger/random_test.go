@@ -57,7 +57,7 @@ func TestModel(t *testing.T) {
 					Pool:       rapid.SampledFrom(pools).Draw(t, "pool"),
 					Owner:      rapid.SampledFrom([]string{"", "", "ns/x", "ns/y"}).Draw(t, "owner"),
 					Netns:      ipam.Netns{Inode: rapid.Uint64Range(1, 2).Draw(t, "netns")},
-					Uses:       rapid.SampledFrom([]ipam.Uses{{}, {}, {Parent: "eth1", VLAN: 5}, {Parent: "eth1", VLAN: 5, HostAccess: true}, {Parent: "eth1", HostAccess: true}}).Draw(t, "uses"),
+					Uses:       rapid.SampledFrom([]ipam.Uses{{}, {}, {Parent: "eth1", VLAN: 5}, {Parent: "eth1", VLAN: 5, HostAccess: true}, {Parent: "eth1", HostAccess: true}, {Parent: "eth1", Port: "l2"}, {Parent: "eth1", Port: "l3"}}).Draw(t, "uses"),
 				}
 				if rapid.IntRange(0, 3).Draw(t, "special") == 0 {
 					req.Addresses, req.Avoid = someAddrs(t, "ips", 2), someAddrs(t, "avoid", 3)
@@ -94,6 +94,10 @@ func TestModel(t *testing.T) {
 					}
 				}
 				m.given(req, got, known)
+				alone, rivals := m.rivals(req)
+				if got.Alone != alone || alone && len(got.Rivals) != rivals {
+					t.Fatalf("alone %v among %v, want %v among %d", got.Alone, got.Rivals, alone, rivals)
+				}
 				if len(req.Pool.Sets) > 0 {
 					m.pools[req.Pool.Name] = req.Pool
 				}
@@ -135,7 +139,7 @@ func TestModel(t *testing.T) {
 						part.Addresses = []netip.Addr{a}
 						m.release(part, ipam.ReleaseRequest{})
 						whole.Addresses = slices.DeleteFunc(slices.Clone(whole.Addresses), func(b netip.Addr) bool { return b == a })
-						if len(whole.Addresses) > 0 || whole.Uses.Shared() {
+						if len(whole.Addresses) > 0 || whole.Uses.Any() {
 							m.atts[whole.Attachment] = whole
 						}
 					} else {

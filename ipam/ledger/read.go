@@ -53,19 +53,18 @@ func (t *tx) allRecords(fn func(ipam.Record) error) error {
 // those that use the host-side sibling on its parent and VLAN.
 func (l *Ledger) Users(u ipam.Uses) (vlan, hostAccess []ipam.AttachmentRecord, err error) {
 	err = l.view(func(t *tx) error {
-		return t.users(u, func(key []byte, usesVLAN, usesHostAccess bool) error {
-			v := t.get(bucketAttachment, key)
-			att, err := decodeAttachment(key, v)
-			if err != nil {
-				return err
+		return t.users(u, func(u user) (bool, error) {
+			if !u.vlan && !u.hostAccess {
+				return true, nil
 			}
-			if usesVLAN {
+			att, err := decodeAttachment(u.attachment, t.get(bucketAttachment, u.attachment))
+			if u.vlan {
 				vlan = append(vlan, att)
 			}
-			if usesHostAccess {
+			if u.hostAccess {
 				hostAccess = append(hostAccess, att)
 			}
-			return nil
+			return true, err
 		})
 	})
 	return vlan, hostAccess, err

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +57,36 @@ func TestUses(t *testing.T) {
 	if got := users(five) + users(ipam.Uses{Parent: "eth1", VLAN: 50}); got != "||ac||" {
 		t.Errorf("users after the change: %s", got)
 	}
+}
+
+func TestRivals(t *testing.T) {
+	s := newScene(t, "10.0.0.0/24")
+	on := func(port string) func(*ipam.AllocateRequest) {
+		return func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", Port: port} }
+	}
+	want := func(id string, uses func(*ipam.AllocateRequest), alone bool, rivals ...string) {
+		t.Helper()
+		a, err := s.try(id, uses)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range a.Rivals {
+			got = append(got, r.Attachment.ContainerID)
+		}
+		if a.Alone != alone || !slices.Equal(got, rivals) {
+			t.Errorf("alone %v among %v, want %v among %v", a.Alone, got, alone, rivals)
+		}
+	}
+	want("a", on("l2"), true)
+	want("a", on("l2"), true) // its own record is no rival
+	want("b", on("l2"), false)
+	want("c", on("l3"), true, "a", "b")
+	want("d", on(""), false) // has none, and asks for nobody's
+	want("e", func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", VLAN: 5, Port: "l3"} }, true)
+	s.release("a")
+	s.release("b")
+	want("f", on("l2"), true, "c")
 }
 
 func TestReleaseBefore(t *testing.T) {

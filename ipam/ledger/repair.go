@@ -173,7 +173,7 @@ func (c *checker) attachmentsAndUsers() {
 		if err != nil {
 			return err
 		}
-		if len(att.Addresses) == 0 && !att.Uses.Shared() {
+		if len(att.Addresses) == 0 && !att.Uses.Any() {
 			return fmt.Errorf("attachment %s holds nothing", att.Attachment)
 		}
 		for i, a := range att.Addresses {
@@ -184,7 +184,7 @@ func (c *checker) attachmentsAndUsers() {
 				return err
 			}
 		}
-		if att.Uses.Shared() {
+		if att.Uses.Any() {
 			return c.has(bucketUser, userKey(att), userValue(att.Uses), att.Attachment)
 		}
 		return nil
@@ -193,7 +193,7 @@ func (c *checker) attachmentsAndUsers() {
 		parts := bytes.SplitN(k, []byte{0}, 3)
 		if len(parts) == 3 {
 			att, err := decodeAttachment(parts[2], c.get(bucketAttachment, parts[2]))
-			if err == nil && att.Uses.Shared() && bytes.Equal(userKey(att), k) {
+			if err == nil && att.Uses.Any() && bytes.Equal(userKey(att), k) {
 				return nil
 			}
 		}
@@ -289,7 +289,7 @@ func (t *tx) fillOne(f Found, users map[netip.Addr][]string) error {
 			return err
 		}
 	}
-	att := ipam.AttachmentRecord{Version: record.Version, Attachment: f.Attachment, Runtime: f.Runtime,
+	att := ipam.AttachmentRecord{Version: record.AttachmentVersion, Attachment: f.Attachment, Runtime: f.Runtime,
 		Netns: f.Netns, BootID: t.boot, MAC: f.MAC, Uses: f.Uses, Since: t.now}
 	for _, a := range f.Addresses {
 		addr := plain(a.Prefix.Addr())
@@ -310,7 +310,7 @@ func (t *tx) fillOne(f Found, users map[netip.Addr][]string) error {
 			return err
 		}
 	}
-	if !known || len(att.Addresses) == 0 && !att.Uses.Shared() {
+	if !known || len(att.Addresses) == 0 && !att.Uses.Any() {
 		return nil
 	}
 	return t.setAttachment(ipam.AttachmentRecord{}, att)

@@ -210,16 +210,16 @@ func (t *tx) setRecord(old, next ipam.Record) error {
 }
 
 // setAttachment replaces the record of an attachment in the same way. It is
-// kept for as long as it has addresses or shares something.
+// kept for as long as it has addresses or uses something.
 func (t *tx) setAttachment(old, next ipam.AttachmentRecord) error {
 	var errs []error
-	if old.Uses.Shared() {
+	if old.Uses.Any() {
 		errs = append(errs, t.del(bucketUser, userKey(old)))
 	}
-	if next.Uses.Shared() {
+	if next.Uses.Any() {
 		errs = append(errs, t.put(bucketUser, userKey(next), userValue(next.Uses)))
 	}
-	if len(next.Addresses) > 0 || next.Uses.Shared() {
+	if len(next.Addresses) > 0 || next.Uses.Any() {
 		errs = append(errs, t.put(bucketAttachment, attachmentKey(next.Attachment), record.EncodeAttachment(next)))
 	} else {
 		errs = append(errs, t.del(bucketAttachment, attachmentKey(old.Attachment)))

@@ -15,8 +15,11 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 )
 
-// Version of the form.
-const Version = 1
+// Versions of the forms. Older ones are read too.
+const (
+	Version           = 1
+	AttachmentVersion = 2 // 1 has no Uses.Port
+)
 
 // Encode returns the form of the record of an address.
 func Encode(r ipam.Record) []byte {
@@ -43,7 +46,7 @@ func Encode(r ipam.Record) []byte {
 // Decode is the inverse of Encode.
 func Decode(value []byte) (r ipam.Record, err error) {
 	d := reader{b: value}
-	r.Version = d.version()
+	r.Version = d.version(Version)
 	r.Pool = d.text()
 	r.Address = d.prefix()
 	r.Gateway = d.addr()
@@ -74,6 +77,9 @@ func EncodeAttachment(r ipam.AttachmentRecord) []byte {
 	w.text(r.Uses.Parent)
 	w.number(uint64(r.Uses.VLAN))
 	w.flag(r.Uses.HostAccess)
+	if r.Version > 1 {
+		w.text(r.Uses.Port)
+	}
 	w.number(uint64(len(r.Addresses)))
 	for _, a := range r.Addresses {
 		w.addr(a)
@@ -86,13 +92,16 @@ func EncodeAttachment(r ipam.AttachmentRecord) []byte {
 // DecodeAttachment is the inverse of EncodeAttachment.
 func DecodeAttachment(value []byte) (r ipam.AttachmentRecord, err error) {
 	d := reader{b: value}
-	r.Version = d.version()
+	r.Version = d.version(AttachmentVersion)
 	r.Attachment = d.attachment()
 	r.Runtime = d.text()
 	r.Netns = d.netns()
 	r.BootID = d.text()
 	r.MAC = d.text()
 	r.Uses = ipam.Uses{Parent: d.text(), VLAN: d.small(), HostAccess: d.flag()}
+	if r.Version > 1 {
+		r.Uses.Port = d.text()
+	}
 	r.Addresses = list(&d, (*reader).addr)
 	r.Since = d.time()
 	r.MissedAt = d.time()
@@ -127,7 +136,7 @@ func EncodePool(p ipam.Pool) []byte {
 // DecodePool is the inverse of EncodePool.
 func DecodePool(value []byte) (p ipam.Pool, err error) {
 	d := reader{b: value}
-	d.version()
+	d.version(Version)
 	p.Name = d.text()
 	p.Sets = list(&d, func(d *reader) ipam.RangeSet {
 		return list(d, func(d *reader) ipam.Range {

@@ -47,9 +47,10 @@ func (d *reader) end() error {
 	return d.err
 }
 
-func (d *reader) version() int {
+// version reads the version of a form that is known up to latest.
+func (d *reader) version(latest int) int {
 	v := d.small()
-	if v != Version {
+	if v < 1 || v > latest {
 		d.fail(fmt.Sprintf("version %d", v))
 	}
 	return v
