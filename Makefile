@@ -128,9 +128,12 @@ demo: root packages build ## two hosts with two containers each, on network name
 demo-clean: root ## remove what `make demo KEEP=1` left up
 	@go run ./e2e/demo -remove
 
+# What it takes to boot a kernel that has everything, as a process.
+GUEST := user-mode-linux kmod iptables
+
 .PHONY: test
-test: PACKAGES := ca-certificates gcc libc6-dev iproute2 iputils-ping busybox-static containerd runc
-test: root packages lint test-rooms test-whole conformance ## everything but the benchmarks; sets a fresh Debian machine up by itself
+test: PACKAGES := ca-certificates gcc libc6-dev iproute2 iputils-ping busybox-static containerd runc $(GUEST)
+test: root packages lint test-rooms test-whole test-guest conformance ## everything but the benchmarks; sets a fresh Debian machine up by itself
 
 .PHONY: test-rooms
 test-rooms: root ## tests of each package: plain, in namespaces, and of the real binary by script
@@ -140,7 +143,13 @@ test-rooms: root ## tests of each package: plain, in namespaces, and of the real
 .PHONY: test-whole
 test-whole: root ## tests of the whole: repository rules, hosts on a switch
 	@$(call section,whole system)
-	go test -count=1 $$(go list ./e2e/... | grep -v /conformance$$)
+	go test -count=1 $$(go list ./e2e/... | grep -v -e /conformance$$ -e /vm/guest$$)
+
+.PHONY: test-guest
+test-guest: PACKAGES := ca-certificates iproute2 iputils-ping $(GUEST)
+test-guest: root packages ## tests for which most kernels lack something, on one that has it (RUN=TestName)
+	@$(call section,tests on a guest's kernel)
+	go test -count=1 -timeout 20m -v ./e2e/vm/guest -tests '$(RUN)' | sed '/^=== /d'
 
 .PHONY: conformance
 conformance: root ## the reference macvlan's own 168 specs against ours

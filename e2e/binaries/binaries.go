@@ -1,7 +1,9 @@
 // Package binaries builds the programs that the tests and benchmarks outside
 // the plugins run: ours, through `make build`, and the reference plugins of
 // containernetworking/plugins, from the release that go.mod pins and with the
-// dependencies that release pins itself. It leaves out where they run.
+// dependencies that release pins itself. Where building is out of the question,
+// programs built before take their place (Prebuilt). It leaves out where they
+// run.
 package binaries
 
 import (
@@ -21,7 +23,14 @@ const reference = "github.com/containernetworking/plugins"
 // Ours builds this tree's programs into dir, with the Makefile's own flags.
 // Variables go to make as they are, for example "GOARCH=arm64".
 func Ours(ctx context.Context, dir string, variables ...string) error {
-	root, err := Root(ctx)
+	if s, ok := prebuilt(); ok {
+		return s.give(s.ours(variables), dir)
+	}
+	return buildOurs(ctx, dir, variables...)
+}
+
+func buildOurs(ctx context.Context, dir string, variables ...string) error {
+	root, err := Root()
 	if err != nil {
 		return err
 	}
@@ -32,30 +41,41 @@ func Ours(ctx context.Context, dir string, variables ...string) error {
 
 // Package builds one command of this module into dir, flags as for ours.
 func Package(ctx context.Context, dir, folder string) error {
-	root, err := Root(ctx)
+	if s, ok := prebuilt(); ok {
+		return s.give(s.packages(), dir, folder)
+	}
+	return buildPackage(ctx, dir, folder)
+}
+
+func buildPackage(ctx context.Context, dir, folder string) error {
+	root, err := Root()
 	if err != nil {
 		return err
 	}
 	return build(ctx, root, dir, folder)
 }
 
-// Root is the folder of this module's go.mod.
-func Root(ctx context.Context) (string, error) {
-	gomod, err := run(ctx, "", "go", "env", "GOMOD")
+// Root is the folder of this module's go.mod: the nearest above the working
+// directory, as the go command has it, which may not be there to ask.
+func Root() (string, error) {
+	here, err := os.Getwd()
 	if err != nil {
 		return "", err
 	}
-	path := strings.TrimSpace(string(gomod))
-	if filepath.Base(path) != "go.mod" {
-		return "", fmt.Errorf("find go.mod: %q is none", path)
+	for dir := here; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("find go.mod: there is none in %s or above", here)
+		}
 	}
-	return filepath.Dir(path), nil
 }
 
 // Source is the folder of the reference module in the module cache, which is
 // read-only. It is downloaded if it is not there.
 func Source(ctx context.Context) (string, error) {
-	root, err := Root(ctx)
+	root, err := Root()
 	if err != nil {
 		return "", err
 	}
@@ -74,6 +94,13 @@ func Source(ctx context.Context) (string, error) {
 // stripped as ours are. Packages are folders of that module, for example
 // "./plugins/main/macvlan".
 func Reference(ctx context.Context, dir string, packages ...string) error {
+	if s, ok := prebuilt(); ok {
+		return s.give(s.reference(), dir, packages...)
+	}
+	return buildReference(ctx, dir, packages...)
+}
+
+func buildReference(ctx context.Context, dir string, packages ...string) error {
 	source, err := Source(ctx)
 	if err != nil {
 		return err
