@@ -29,6 +29,12 @@ func dial(fd int) (c *conn, err error) {
 		})
 		return c, err
 	}
+	return dialHere(make([]byte, maxAnswer))
+}
+
+// dialHere opens a socket in the namespace of the calling thread. Of the
+// buffer, maxAnswer long, there may be several users, one at a time.
+func dialHere(buf []byte) (*conn, error) {
 	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
@@ -41,7 +47,7 @@ func dial(fd int) (c *conn, err error) {
 		unix.Close(s)
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	return &conn{fd: s, buf: make([]byte, maxAnswer)}, nil
+	return &conn{fd: s, buf: buf}, nil
 }
 
 // maxAnswer is more than the longest answer. The kernel collects lists in

@@ -18,9 +18,14 @@ type Addr struct {
 	DADFailed bool
 }
 
+// ErrAddrInUse is returned when another ipvlan link of the same parent has the
+// address.
+var ErrAddrInUse = errors.New("another ipvlan link on the parent has it")
+
 // AddAddr gives a link an address with the length of its subnet; one that it
 // has is success. IPv6 addresses are added without duplicate address
-// detection: address management owns them, and has asked on the wire.
+// detection: address management owns them, and has asked on the wire. The
+// error wraps ErrAddrInUse where that is the reason.
 func (h *Handle) AddAddr(index int, p netip.Prefix) error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	msg := nl.NewIfAddrmsg(int(family(p.Addr())))
@@ -34,7 +39,14 @@ func (h *Handle) AddAddr(index int, p netip.Prefix) error {
 	if b, ok := broadcast(p); ok {
 		req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, b))
 	}
-	if err := h.execute(req); err != nil && !errors.Is(err, unix.EEXIST) {
+	err := h.execute(req)
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		err = ErrAddrInUse
+	case errors.Is(err, unix.EEXIST):
+		err = nil
+	}
+	if err != nil {
 		return fmt.Errorf("add address %s: %w", p, err)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -125,6 +126,7 @@ type ipLink struct {
 	MTU      int      `json:"mtu"`
 	MAC      string   `json:"address"`
 	Alias    string   `json:"ifalias"`
+	Group    string   `json:"group"`
 	Flags    []string `json:"flags"`
 	Promisc  int      `json:"promiscuity"`
 	AddrGen  string   `json:"inet6_addr_gen_mode"`
@@ -179,6 +181,20 @@ func (s *space) macvlan(t testing.TB, parent, name string, m Macvlan) Link {
 	_, err := m.Create(s.h, Target{Name: name, NetnsFd: -1, Parent: s.link(t, parent).Index})
 	must(t, err)
 	return s.link(t, name)
+}
+
+// live starts a process in the space, by which others find it, and returns the
+// path.
+func (s *space) live(t testing.TB) string {
+	t.Helper()
+	cmd := exec.Command("sleep", "infinity")
+	must(t, s.ns.Do(func(ns.NetNS) error { return cmd.Start() }))
+	t.Cleanup(func() {
+		if err := errors.Join(cmd.Process.Kill(), cmd.Wait()); err == nil {
+			t.Error("the process has ended by itself")
+		}
+	})
+	return fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)
 }
 
 // equate compares what this package reads.

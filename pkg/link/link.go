@@ -1,6 +1,6 @@
 // Package link is the kernel door for network devices on the way of an
-// attachment: it finds parents, creates macvlan links straight in the
-// container's namespace, gives them addresses, routes and neighbours, and
+// attachment: it finds parents, creates macvlan and ipvlan links straight in
+// the container's namespace, gives them addresses, routes and neighbours, and
 // keeps what attachments share on the host (VLAN sub-interfaces, the sibling
 // that lets the host reach its containers).
 //
@@ -51,14 +51,19 @@ type Link struct {
 	// namespace where the link has been made from there.
 	Parent int
 	Master int
-	// Mode and SourceMACs of a macvlan; Mode as in configurations.
+	// Mode and SourceMACs of a macvlan, Mode and Flag of an ipvlan, spelt as in
+	// configurations.
 	Mode       string
+	Flag       string
 	SourceMACs []net.HardwareAddr
 	// VLAN id of an 802.1q sub-interface.
 	VLAN int
 
-	abroad   bool // Parent is an index of another namespace
-	ethernet bool // what macvlan can sit on
+	abroad   bool   // Parent is an index of another namespace,
+	nsid     int32  // which has this id in the link's own
+	group    uint32 // IFLA_GROUP
+	ethernet bool   // what macvlan and ipvlan can sit on
+	noARP    bool   // IFF_NOARP
 }
 
 // isOn reports whether the link sits on parent, which is in this namespace.
@@ -193,7 +198,7 @@ func parseLink(payload []byte) (l Link, err error) {
 		return l, errCutOff
 	}
 	msg := nl.DeserializeIfInfomsg(payload)
-	l.Index, l.Up = int(msg.Index), msg.Flags&unix.IFF_UP != 0
+	l.Index, l.Up, l.noARP = int(msg.Index), msg.Flags&unix.IFF_UP != 0, msg.Flags&unix.IFF_NOARP != 0
 	l.ethernet = msg.Type == unix.ARPHRD_ETHER && msg.Flags&unix.IFF_LOOPBACK == 0
 	attrs, err := attributes(payload[unix.SizeofIfInfomsg:])
 	for _, a := range attrs {
@@ -207,7 +212,9 @@ func parseLink(payload []byte) (l Link, err error) {
 		case unix.IFLA_LINK:
 			l.Parent = number(v)
 		case unix.IFLA_LINK_NETNSID:
-			l.abroad = true
+			l.abroad, l.nsid = true, int32(number(v))
+		case unix.IFLA_GROUP:
+			l.group = uint32(number(v))
 		case unix.IFLA_MASTER:
 			l.Master = number(v)
 		case unix.IFLA_IFALIAS:
@@ -234,10 +241,22 @@ func (l *Link) parseInfo(info []byte) error {
 	case err != nil || data == nil:
 	case l.Kind == "macvlan":
 		err = l.parseMacvlan(data)
+	case l.Kind == "ipvlan" || l.Kind == "ipvtap":
+		err = l.parseIpvlan(data)
 	case l.Kind == "vlan":
 		err = l.parseVLAN(data)
 	}
 	return err
+}
+
+// nameOf is the name that a number has among numbers; "" for none.
+func nameOf(numbers map[string]uint32, n uint32) string {
+	for name, of := range numbers {
+		if of == n {
+			return name
+		}
+	}
+	return ""
 }
 
 // number reads a u16 or u32.

@@ -30,16 +30,6 @@ var modeBits = map[string]uint32{
 // IsMode reports whether the kernel knows a macvlan mode of this name.
 func IsMode(s string) bool { _, ok := modeBits[s]; return ok }
 
-// modeName is the inverse of modeBits; "" for none.
-func modeName(bits uint32) string {
-	for name, b := range modeBits {
-		if b == bits {
-			return name
-		}
-	}
-	return ""
-}
-
 // flagNoPromisc is MACVLAN_FLAG_NOPROMISC of linux/if_link.h.
 const flagNoPromisc = 1
 
@@ -97,8 +87,18 @@ func (m Macvlan) Create(h *Handle, t Target) (int, error) {
 		}
 	}
 	index, err := h.create("macvlan", t, data)
+	// The kernel says no word about what it finds wrong (macvlan_common_newlink).
+	// Names and MACs are checked by those who read them. When it is nothing else,
+	// it is that passthru wants to be alone.
 	if errors.Is(err, unix.EINVAL) {
-		err = m.invalid(h, t)
+		err = h.unfit(t)
+		switch {
+		case err != nil:
+		case !IsMode(m.Mode):
+			err = fmt.Errorf("there is no mode %q", m.Mode)
+		default:
+			err = ErrPassthru
+		}
 	}
 	if err != nil {
 		return 0, fmt.Errorf("create macvlan %q: %w", t.Name, err)
@@ -106,11 +106,8 @@ func (m Macvlan) Create(h *Handle, t Target) (int, error) {
 	return index, nil
 }
 
-// invalid finds what the kernel means by EINVAL, which it says no word about
-// (macvlan_common_newlink). Names and MACs are checked by those who read them.
-// When nothing else is wrong, it is that passthru wants to be alone; children
-// in other namespaces cannot be seen.
-func (m Macvlan) invalid(h *Handle, t Target) error {
+// unfit says why the parent cannot carry what is to go on it; nil if it can.
+func (h *Handle) unfit(t Target) error {
 	parent, err := h.ByIndex(t.Parent)
 	switch {
 	case err != nil:
@@ -119,10 +116,8 @@ func (m Macvlan) invalid(h *Handle, t Target) error {
 		return fmt.Errorf("parent %q %w", parent.Name, ErrNotEthernet)
 	case t.MTU > parent.MTU:
 		return fmt.Errorf("MTU %d is more than the %d of parent %q", t.MTU, parent.MTU, parent.Name)
-	case !IsMode(m.Mode):
-		return fmt.Errorf("there is no mode %q", m.Mode)
 	}
-	return ErrPassthru
+	return nil
 }
 
 // leastIndex of those that create chooses; the kernel counts from 1.
@@ -135,7 +130,7 @@ func (l Link) Made() bool { return l.Index >= leastIndex }
 // create sends one RTM_NEWLINK. The index is chosen here: without one, older
 // kernels look the name up in the namespace of the socket and refuse a name
 // that any interface of the host has.
-func (h *Handle) create(kind string, t Target, data *nl.RtAttr) (int, error) {
+func (h *Handle) create(kind string, t Target, data *nl.RtAttr, more ...nl.NetlinkRequestData) (int, error) {
 	const tries = 8
 	for try := 1; ; try++ {
 		index := leastIndex + rand.IntN(1<<30-leastIndex)
@@ -153,6 +148,7 @@ func (h *Handle) create(kind string, t Target, data *nl.RtAttr) (int, error) {
 			req.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(t.NetnsFd))))
 		}
 		req.AddData(linkInfo(kind, data))
+		req.Data = append(req.Data, more...)
 		err := h.execute(req)
 		switch {
 		case errors.Is(err, unix.EEXIST) && try < tries && !h.nameTaken(t):
@@ -219,7 +215,7 @@ func (l *Link) parseMacvlan(data []byte) error {
 	for _, a := range attrs {
 		switch a.kind {
 		case nl.IFLA_MACVLAN_MODE:
-			l.Mode = modeName(uint32(number(a.value)))
+			l.Mode = nameOf(modeBits, uint32(number(a.value)))
 		case nl.IFLA_MACVLAN_MACADDR_DATA:
 			macs, merr := attributes(a.value)
 			err = errors.Join(err, merr)

@@ -55,8 +55,8 @@ func TestModes(t *testing.T) {
 		t.Errorf("there are %d modes, want %d", len(modeBits), len(want))
 	}
 	for name := range want {
-		if !IsMode(name) || modeName(modeBits[name]) != name {
-			t.Errorf("mode %q is %d, which is %q", name, modeBits[name], modeName(modeBits[name]))
+		if !IsMode(name) || nameOf(modeBits, modeBits[name]) != name {
+			t.Errorf("mode %q is %d, which is %q", name, modeBits[name], nameOf(modeBits, modeBits[name]))
 		}
 	}
 	for _, name := range []string{"", "Bridge", "l2"} {
@@ -65,8 +65,65 @@ func TestModes(t *testing.T) {
 		}
 	}
 	for _, bits := range []uint32{0, modeBits[ModeBridge] | modeBits[ModeVEPA], 1 << 31} {
-		if got := modeName(bits); got != "" {
+		if got := nameOf(modeBits, bits); got != "" {
 			t.Errorf("mode %#x is %q", bits, got)
+		}
+	}
+}
+
+func TestIpvlanNames(t *testing.T) {
+	t.Parallel()
+	modes := map[string]netlink.IPVlanMode{ModeL2: netlink.IPVLAN_MODE_L2, ModeL3: netlink.IPVLAN_MODE_L3, ModeL3S: netlink.IPVLAN_MODE_L3S}
+	for name, want := range modes {
+		if !IsIpvlanMode(name) || ipvlanModes[name] != uint32(want) || nameOf(ipvlanModes, uint32(want)) != name {
+			t.Errorf("mode %q is %d, want %d", name, ipvlanModes[name], want)
+		}
+	}
+	flags := map[string]netlink.IPVlanFlag{FlagBridge: netlink.IPVLAN_FLAG_BRIDGE, FlagPrivate: netlink.IPVLAN_FLAG_PRIVATE, FlagVEPA: netlink.IPVLAN_FLAG_VEPA}
+	for name, want := range flags {
+		if !IsIpvlanFlag(name) || ipvlanFlags[name] != uint32(want) || nameOf(ipvlanFlags, uint32(want)) != name {
+			t.Errorf("flag %q is %d, want %d", name, ipvlanFlags[name], want)
+		}
+	}
+	for _, name := range []string{"", "L2", "l4", "passthru"} {
+		if IsIpvlanMode(name) || IsIpvlanFlag(name) {
+			t.Errorf("%q is a mode or a flag", name)
+		}
+	}
+}
+
+func TestSplitVLAN(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, parent string
+		id           int // 0 for none
+	}{
+		{"eth0.100", "eth0", 100},
+		{"eth0.1", "eth0", 1},
+		{"eth0.4094", "eth0", 4094},
+		{"eth0.100.200", "eth0.100", 200},
+		{"enp5s0f1np1.1000", "enp5s0f1np1", 1000},
+		{"a-very-long-one.4094", "a-very-long-one", 4094},
+		{"eth0.4095", "", 0},
+		{"eth0.0", "", 0},
+		{"eth0.010", "", 0},
+		{"eth0.+10", "", 0},
+		{"eth0.-1", "", 0},
+		{"eth0.1a", "", 0},
+		{"eth0.99999999999999999999", "", 0},
+		{"eth0.", "", 0},
+		{"eth0", "", 0},
+		{".100", "", 0},
+		{"100", "", 0},
+		{"", "", 0},
+	}
+	for _, tt := range tests {
+		parent, id, ok := SplitVLAN(tt.name)
+		if parent != tt.parent || id != tt.id || ok != (tt.id != 0) {
+			t.Errorf("SplitVLAN(%q) = %q, %d, %t, want %q, %d", tt.name, parent, id, ok, tt.parent, tt.id)
+		}
+		if name, alt := VLANName(parent, id); ok && name != tt.name && alt != tt.name {
+			t.Errorf("%q is split, and put together it is %q or %q", tt.name, name, alt)
 		}
 	}
 }

@@ -31,39 +31,47 @@ func (h *Handle) Parent(name string) (Link, error) {
 // DefaultRouteLink names the interface that the default route leaves by, of
 // IPv4 if there is one, else of IPv6.
 func (h *Handle) DefaultRouteLink() (string, error) {
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		routes, err := h.routes(family, 0)
+	for _, is4 := range []bool{true, false} {
+		index, err := h.DefaultRoute(is4)
 		if err != nil {
 			return "", err
 		}
-		best := -1
-		for i, r := range routes {
-			if r.Dst.Bits() == 0 && r.link != 0 && (best < 0 || r.Priority < routes[best].Priority) {
-				best = i
-			}
-		}
-		if best >= 0 {
-			l, err := h.ByIndex(routes[best].link)
+		if index != 0 {
+			l, err := h.ByIndex(index)
 			return l.Name, err
 		}
 	}
 	return "", fmt.Errorf("no default route to take the interface of: %w", ErrNotFound)
 }
 
+// DefaultRoute is the index of the link that the default route of IPv4 or IPv6
+// leaves by; 0 when there is none.
+func (h *Handle) DefaultRoute(is4 bool) (index int, err error) {
+	family := uint8(unix.AF_INET6)
+	if is4 {
+		family = unix.AF_INET
+	}
+	routes, err := h.routes(family, 0)
+	var best *Route
+	for i, r := range routes {
+		if r.Dst.Bits() == 0 && r.link != 0 && (best == nil || r.Priority < best.Priority) {
+			best, index = &routes[i], r.link
+		}
+	}
+	return index, err
+}
+
 // Holder says, for people, what keeps a parent from taking another kind of
-// child, as far as this namespace shows.
+// child, as far as can be seen.
 func (h *Handle) Holder(parent Link) string {
 	if parent.Master != 0 {
 		if m, err := h.ByIndex(parent.Master); err == nil {
 			return fmt.Sprintf("it is a port of %s %q; use %q as master instead", m.Kind, m.Name, m.Name)
 		}
 	}
-	if all, err := h.List(); err == nil {
-		for _, l := range all {
-			if l.isOn(parent) && (l.Kind == "ipvlan" || l.Kind == "ipvtap" || l.Kind == "macvlan" || l.Kind == "macvtap") {
-				return fmt.Sprintf("%s link %q sits on it; macvlan and ipvlan cannot share a parent", l.Kind, l.Name)
-			}
-		}
+	takes := func(l Link) bool { return l.isIpvlan() || l.Kind == "macvlan" || l.Kind == "macvtap" }
+	if c, found, err := h.child(parent, takes); err == nil && found {
+		return fmt.Sprintf("%s sits on it; macvlan and ipvlan cannot share a parent", c)
 	}
 	return "children of another kind (macvlan or ipvlan) in some container sit on it, or a bridge or bond holds it"
 }

@@ -2,10 +2,12 @@ package link
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/link/linktest"
 )
 
 func TestParent(t *testing.T) {
@@ -135,24 +137,44 @@ func TestInUserNamespace(t *testing.T) {
 	}
 }
 
-// Kinds that share no parent with macvlan: who is in the way is told by name.
-func TestHolderIPVLAN(t *testing.T) {
+// Who is in the way in a container is told by name too, whichever came first.
+func TestHolderElsewhere(t *testing.T) {
 	t.Parallel()
-	s := newHost(t)
-	eth1 := s.link(t, "eth1")
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.ParentIndex = "child", eth1.Index
-	err := s.nl.LinkAdd(&netlink.IPVlan{LinkAttrs: attrs, Mode: netlink.IPVLAN_MODE_L2})
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		t.Skip("this kernel has no ipvlan; TestHolder has the same with macvlan")
-	}
+	host, container := newHost(t), newSpace(t)
+	eth1 := host.link(t, "eth1")
+	_, err := Macvlan{Mode: ModeBridge}.Create(host.h, Target{Name: "eth0", NetnsFd: container.fd(), Parent: eth1.Index})
 	must(t, err)
-	_, err = Macvlan{Mode: ModeBridge}.Create(s.h, Target{Name: "eth0", NetnsFd: -1, Parent: eth1.Index})
-	if !errors.Is(err, ErrBusy) {
-		t.Errorf("got %v, want %v", err, ErrBusy)
+	want := fmt.Sprintf(`macvlan link "eth0" in %s sits on it; macvlan and ipvlan cannot share a parent`, container.live(t))
+	if got := host.h.Holder(eth1); got != want {
+		t.Errorf("got\n%q, want\n%q", got, want)
 	}
-	want := `ipvlan link "child" sits on it; macvlan and ipvlan cannot share a parent`
-	if got := s.h.Holder(eth1); got != want {
-		t.Errorf("got %q, want %q", got, want)
+}
+
+func TestHolderIpvlan(t *testing.T) {
+	t.Parallel()
+	linktest.Need(t, "ipvlan")
+	macvlan, ipvlan := Macvlan{Mode: ModeBridge}.Create, Ipvlan{ModeL2, FlagBridge}.Create
+	tests := []struct {
+		name, want    string
+		first, second func(*Handle, Target) (int, error)
+	}{
+		{"macvlan on ipvlan's", `ipvlan link "eth0" in %s sits on it; macvlan and ipvlan cannot share a parent`, ipvlan, macvlan},
+		{"ipvlan on macvlan's", `macvlan link "eth0" in %s sits on it; macvlan and ipvlan cannot share a parent`, macvlan, ipvlan},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			host, container := newHost(t), newSpace(t)
+			eth1 := host.link(t, "eth1")
+			_, err := tt.first(host.h, Target{Name: "eth0", NetnsFd: container.fd(), Parent: eth1.Index})
+			must(t, err)
+			if _, err := tt.second(host.h, Target{Name: "eth7", NetnsFd: container.fd(), Parent: eth1.Index}); !errors.Is(err, ErrBusy) {
+				t.Errorf("got %v, want %v", err, ErrBusy)
+			}
+			want := fmt.Sprintf(tt.want, container.live(t))
+			if got := host.h.Holder(eth1); got != want {
+				t.Errorf("got\n%q, want\n%q", got, want)
+			}
+		})
 	}
 }

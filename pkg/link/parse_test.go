@@ -111,10 +111,11 @@ func payloads() (link, addr, route []byte) {
 	}
 	sources := join(attr(nl.IFLA_MACVLAN_MODE, 16, 0, 0, 0), attr(nl.IFLA_MACVLAN_MACADDR_DATA, join(attr(nl.IFLA_MACVLAN_MACADDR, mac(1)...), attr(nl.IFLA_MACVLAN_MACADDR, mac(2)...))...))
 	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	head.Index, head.Flags, head.Type = 7, unix.IFF_UP, unix.ARPHRD_ETHER
+	head.Index, head.Flags, head.Type = 7, unix.IFF_UP|unix.IFF_NOARP, unix.ARPHRD_ETHER
 	link = join(head.Serialize(), attr(unix.IFLA_IFNAME, []byte("eth0\x00")...), attr(unix.IFLA_MTU, 0xdc, 5, 0, 0),
-		attr(unix.IFLA_ADDRESS, mac(9)...), attr(unix.IFLA_LINK, 3, 0, 0, 0), attr(unix.IFLA_LINK_NETNSID, 0, 0, 0, 0),
-		attr(unix.IFLA_IFALIAS, []byte("underlay")...), info("vlan", attr(nl.IFLA_VLAN_ID, 100, 0)...), info("macvlan", sources...))
+		attr(unix.IFLA_ADDRESS, mac(9)...), attr(unix.IFLA_LINK, 3, 0, 0, 0), attr(unix.IFLA_LINK_NETNSID, 5, 0, 0, 0),
+		attr(unix.IFLA_IFALIAS, []byte("underlay")...), attr(unix.IFLA_GROUP, 0x72, 0x64, 0x6e, 0x75),
+		info("ipvlan", join(attr(nl.IFLA_IPVLAN_MODE, 1, 0), attr(nl.IFLA_IPVLAN_FLAG, 2, 0))...), info("vlan", attr(nl.IFLA_VLAN_ID, 100, 0)...), info("macvlan", sources...))
 
 	a := nl.NewIfAddrmsg(unix.AF_INET)
 	a.Index, a.Prefixlen = 7, 32
@@ -131,6 +132,9 @@ func payloads() (link, addr, route []byte) {
 	return link, addr, route
 }
 
+// genmsg is such as tells the number of a namespace, or rp_filter.
+var genmsg = join(make([]byte, unix.NLMSG_ALIGNTO), attr(unix.NETNSA_NSID, 9, 0, 0, 0), attr(netconfaRPFilter, 2, 0, 0, 0))
+
 func TestParse(t *testing.T) {
 	t.Parallel()
 	link, addr, route := payloads()
@@ -138,7 +142,7 @@ func TestParse(t *testing.T) {
 	must(t, err)
 	want := Link{
 		Name: "eth0", Index: 7, Kind: "macvlan", MTU: 1500, MAC: mac(9), Alias: "underlay", Up: true, Parent: 3,
-		Mode: ModeSource, SourceMACs: l.SourceMACs, VLAN: 100, abroad: true, ethernet: true,
+		Mode: ModeSource, Flag: FlagVEPA, SourceMACs: l.SourceMACs, VLAN: 100, abroad: true, nsid: 5, group: unfinished, ethernet: true, noARP: true,
 	}
 	if diff := cmp.Diff(want, l, equate); diff != "" {
 		t.Errorf("link (-want +got):\n%s", diff)
@@ -177,6 +181,8 @@ func TestParseCutOff(t *testing.T) {
 		{"link", link, unix.SizeofIfInfomsg, func(b []byte) error { _, err := parseLink(b); return err }},
 		{"address", addr, unix.SizeofIfAddrmsg, func(b []byte) error { _, _, err := parseAddr(b); return err }},
 		{"neighbour", make([]byte, unix.SizeofNdMsg), unix.SizeofNdMsg, func(b []byte) error { _, _, err := parseNeighbour(b); return err }},
+		{"number", genmsg, unix.NLMSG_ALIGNTO, func(b []byte) error { _, err := parseNsid(b); return err }},
+		{"rp_filter", genmsg, unix.NLMSG_ALIGNTO, func(b []byte) error { _, err := parseRPFilter(b); return err }},
 		{"route", route, unix.SizeofRtMsg, func(b []byte) error { _, err := parseRoute(b, unix.AF_INET); return err }},
 	}
 	for _, tt := range tests {
@@ -185,6 +191,20 @@ func TestParseCutOff(t *testing.T) {
 				t.Errorf("%s of %d octets: %v", tt.name, n, err)
 			}
 		}
+	}
+}
+
+func TestParseNumbers(t *testing.T) {
+	t.Parallel()
+	id, err := parseNsid(genmsg)
+	if id != 9 || err != nil {
+		t.Errorf("number of a namespace %d, %v, want 9", id, err)
+	}
+	if id, err = parseNsid(genmsg[:4]); id != -1 || err != nil {
+		t.Errorf("no number is %d, %v, want -1", id, err)
+	}
+	if value, err := parseRPFilter(genmsg); value != 2 || err != nil {
+		t.Errorf("rp_filter %d, %v, want 2", value, err)
 	}
 }
 
@@ -226,6 +246,12 @@ func FuzzParse(f *testing.F) {
 		}
 		if a, _, err := parseAddr(b); err == nil && a.IsValid() && a.Bits() > a.Addr().BitLen() {
 			t.Errorf("address %v", a)
+		}
+		if _, err := parseNsid(b); err == nil && len(b) < unix.NLMSG_ALIGNTO {
+			t.Error("a number out of nothing")
+		}
+		if _, err := parseRPFilter(b); err == nil && len(b) < unix.NLMSG_ALIGNTO {
+			t.Error("a setting out of nothing")
 		}
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 			routes, err := parseRoute(b, family)

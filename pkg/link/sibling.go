@@ -10,54 +10,79 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel keeps a parent and its macvlan children apart. The sibling is
-// one more child, in the host's namespace, through which host and containers
-// meet. It answers no ARP and has no addresses: two MACs that answer for the
-// host would poison its neighbours' caches. Instead both sides know each
-// other by permanent neighbour entries.
+// The kernel keeps a parent and its children, macvlan or ipvlan, apart. The
+// sibling is one more child, in the host's namespace, through which the host
+// reaches containers. It answers no ARP and has no addresses: two MACs that
+// answer for the host would poison its neighbours' caches. Instead both sides
+// know each other by permanent neighbour entries.
+//
+// The way back is the same only on macvlan. What an ipvlan container sends to
+// the host arrives on the parent in mode l2, see StrictRPFilter, and on lo in
+// l3 and l3s, where neighbour entries are of no use and do no harm.
 
 // SiblingName is the name of the host-side sibling on parent.
 func SiblingName(parent string) string { return fmt.Sprintf("ulh%x", sum(parent, 4)) }
 
-// EnsureSibling finds or makes the sibling on parent and brings it up.
-func (h *Handle) EnsureSibling(parent Link) (Link, error) {
+// EnsureSibling finds or makes the sibling on parent and brings it up. create
+// makes links of the kind, "macvlan" or "ipvlan", in the mode and with the flag
+// that containers on parent have.
+func (h *Handle) EnsureSibling(parent Link, kind string, create func(*Handle, Target) (int, error)) (l Link, err error) {
+	made := 0
+	defer func() {
+		if err != nil && made != 0 {
+			err = errors.Join(err, h.Delete(made))
+		}
+		if err != nil {
+			l, err = Link{}, fmt.Errorf("host access: %w", err)
+		}
+	}()
 	name := SiblingName(parent.Name)
-	l, err := h.ByName(name)
+	l, err = h.ByName(name)
 	if errors.Is(err, ErrNotFound) {
-		_, err = Macvlan{Mode: ModeBridge}.Create(h, Target{Name: name, NetnsFd: -1, Parent: parent.Index})
+		made, err = create(h, Target{Name: name, NetnsFd: -1, Parent: parent.Index})
 		if err == nil || errors.Is(err, ErrExists) {
 			l, err = h.ByName(name)
 		}
 	}
 	switch {
 	case err != nil:
-	case l.Kind != "macvlan" || !l.isOn(parent):
-		err = fmt.Errorf("interface %q: %w, and it is not a child of %q", name, ErrExists, parent.Name)
-	case !l.Up || l.Alias != hostAlias:
-		err = h.dress(l.Index)
-		l.Up, l.Alias = true, hostAlias
+	case l.Kind != kind || !l.isOn(parent):
+		err = fmt.Errorf("interface %q: %w, and it is no %s link on %q", name, ErrExists, kind, parent.Name)
+	case !l.Up || l.Alias != hostAlias || !l.noARP:
+		if err = h.dress(l); err == nil {
+			l, err = h.ByIndex(l.Index)
+		}
 	}
-	if err != nil {
-		return Link{}, fmt.Errorf("host access: %w", err)
-	}
-	return l, nil
+	return l, err
 }
 
-// dress makes a sibling of a macvlan. It goes up last: what is up is dressed.
-func (h *Handle) dress(index int) error {
+// dress makes a sibling of a child.
+func (h *Handle) dress(l Link) error {
 	// No link-local address, so no IPv6 of its own. A link that has no IPv6 (it
 	// is switched off, or the MTU is below 1280) needs not be told.
-	req := newLinkRequest(unix.RTM_SETLINK, index)
+	req := newLinkRequest(unix.RTM_SETLINK, l.Index)
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{nl.IN6_ADDR_GEN_MODE_NONE})
 	req.AddData(spec)
 	if err := h.execute(req); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return fmt.Errorf("switch link-local addresses off on link %d: %w", index, err)
+		return fmt.Errorf("switch link-local addresses off on link %d: %w", l.Index, err)
 	}
-	if err := h.execute(setFlags(index, unix.IFF_NOARP)); err != nil {
-		return fmt.Errorf("switch ARP off on link %d: %w", index, err)
+	// Before it is up, so that it never answers. An ipvlan in mode l2 forgets it
+	// when it goes up; what it answers meanwhile does no harm, since its MAC is
+	// the parent's.
+	arpOff := func() error {
+		if err := h.execute(setFlags(l.Index, unix.IFF_NOARP)); err != nil {
+			return fmt.Errorf("switch ARP off on link %d: %w", l.Index, err)
+		}
+		return nil
 	}
-	return h.Up(index, hostAlias, nil)
+	if err := arpOff(); err != nil {
+		return err
+	}
+	if err := h.Up(l.Index, hostAlias, nil); err != nil || !l.isIpvlan() {
+		return err
+	}
+	return arpOff()
 }
 
 // DeleteSibling removes the sibling on the parent of that name, and with it
@@ -65,7 +90,7 @@ func (h *Handle) dress(index int) error {
 // that died before it set it.
 func (h *Handle) DeleteSibling(parent string) error {
 	err := h.deleteIf(SiblingName(parent), func(l Link) bool {
-		return l.Alias == hostAlias || l.Alias == "" && l.Kind == "macvlan"
+		return l.Alias == hostAlias || l.Alias == "" && (l.Kind == "macvlan" || l.isIpvlan())
 	})
 	if err != nil {
 		return fmt.Errorf("host access: %w", err)
@@ -92,4 +117,56 @@ func (h *Handle) Unreach(sibling Link, container netip.Addr) error {
 		h.DeleteRoute(sibling.Index, netip.PrefixFrom(container, container.BitLen())),
 		h.DeleteNeighbour(sibling.Index, container),
 	)
+}
+
+// StrictRPFilter reports whether the host drops what comes in on l from where
+// it would not send to on l (rp_filter 1), and so all that a container on an
+// ipvlan in mode l2 sends to the host: that comes in on the parent, while the
+// route to the container is the sibling's. The sysctl rp_filter 2 of the parent
+// helps, 0 only if that of "all" is 0.
+func (h *Handle) StrictRPFilter(l Link) (bool, error) {
+	const strict = 1
+	effective := 0
+	for _, index := range []int{netconfAllLinks, l.Index} {
+		one, err := h.rpFilter(index)
+		if err != nil {
+			return false, fmt.Errorf("look up rp_filter of %q: %w", l.Name, err)
+		}
+		effective = max(effective, one)
+	}
+	return effective == strict, nil
+}
+
+// Of linux/netconf.h.
+const (
+	netconfaIfindex  = 1
+	netconfaRPFilter = 3
+	netconfAllLinks  = -1
+)
+
+func (h *Handle) rpFilter(index int) (int, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETNETCONF, 0)
+	msg := nl.NewRtGenMsg() // as long as struct netconfmsg, and the same
+	msg.Family = unix.AF_INET
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(netconfaIfindex, nl.Uint32Attr(uint32(index))))
+	payload, err := h.get(req)
+	if err != nil {
+		return 0, err
+	}
+	return parseRPFilter(payload)
+}
+
+// parseRPFilter reads what RTM_NEWNETCONF says.
+func parseRPFilter(payload []byte) (value int, err error) {
+	if len(payload) < unix.NLMSG_ALIGNTO {
+		return 0, errCutOff
+	}
+	attrs, err := attributes(payload[unix.NLMSG_ALIGNTO:])
+	for _, a := range attrs {
+		if a.kind == netconfaRPFilter {
+			value = number(a.value)
+		}
+	}
+	return value, err
 }

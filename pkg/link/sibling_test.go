@@ -7,25 +7,65 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/underlay-cni/underlay/pkg/link/linktest"
 )
 
+// childKind is what containers, and so the sibling, may be.
+type childKind struct {
+	kind, mode, flag string
+	create           func(*Handle, Target) (int, error)
+}
+
+var (
+	bridged = childKind{"macvlan", ModeBridge, "", Macvlan{Mode: ModeBridge}.Create}
+	ipvlans = []childKind{
+		{"ipvlan", ModeL2, FlagBridge, Ipvlan{ModeL2, FlagBridge}.Create},
+		{"ipvlan", ModeL3, FlagBridge, Ipvlan{ModeL3, FlagBridge}.Create},
+		{"ipvlan", ModeL3S, FlagBridge, Ipvlan{ModeL3S, FlagBridge}.Create},
+	}
+)
+
+func (k childKind) ensure(s *space) (Link, error) {
+	parent, err := s.h.ByName("eth1")
+	if err != nil {
+		return Link{}, err
+	}
+	return s.h.EnsureSibling(parent, k.kind, k.create)
+}
+
 // newSibling is a host with an address, and the sibling on its eth1.
-func newSibling(t testing.TB) (s *space, sibling Link) {
+func newSibling(t testing.TB, k childKind) (s *space, sibling Link) {
 	t.Helper()
 	s = newHost(t)
 	s.ip(t, "addr add 192.0.2.1/24 dev eth1")
 	s.ip(t, "addr add 2001:db8::1/64 nodad dev eth1")
-	sibling, err := s.h.EnsureSibling(s.link(t, "eth1"))
+	sibling, err := k.ensure(s)
 	must(t, err)
 	return s, sibling
 }
 
 func TestEnsureSibling(t *testing.T) {
 	t.Parallel()
-	s, sibling := newSibling(t)
-	parent := s.link(t, "eth1")
+	bridged.testEnsure(t)
+}
+
+func TestEnsureSiblingIpvlan(t *testing.T) {
+	t.Parallel()
+	linktest.Need(t, "ipvlan")
+	for _, k := range ipvlans {
+		t.Run(k.mode, func(t *testing.T) {
+			t.Parallel()
+			k.testEnsure(t)
+		})
+	}
+}
+
+func (k childKind) testEnsure(t *testing.T) {
+	t.Helper()
+	s, sibling := newSibling(t, k)
 	name := SiblingName("eth1")
-	wantSibling(t, s, name)
+	k.want(t, s, name)
 	if got := s.show(t, name); got.AddrGen != "none" {
 		t.Errorf("it makes addresses of its own: %q", got.AddrGen)
 	}
@@ -36,16 +76,24 @@ func TestEnsureSibling(t *testing.T) {
 		t.Errorf("what is returned (-kernel +got):\n%s", diff)
 	}
 
-	again, err := s.h.EnsureSibling(parent)
+	again, err := k.ensure(s)
 	must(t, err)
 	if diff := cmp.Diff(sibling, again, equate); diff != "" {
 		t.Errorf("second time (-first +second):\n%s", diff)
 	}
 
-	s.ip(t, "link set "+name+" down")
-	_, err = s.h.EnsureSibling(parent)
-	must(t, err)
-	wantSibling(t, s, name)
+	// The last one switches ARP on in mode l2.
+	for _, spoil := range [][]string{{"down"}, {"arp on"}, {"down", "up"}} {
+		for _, change := range spoil {
+			s.ip(t, "link set "+name+" "+change)
+		}
+		again, err = k.ensure(s)
+		must(t, err)
+		k.want(t, s, name)
+		if diff := cmp.Diff(s.link(t, name), again, equate); diff != "" {
+			t.Errorf("what is returned after %q (-kernel +got):\n%s", spoil, diff)
+		}
+	}
 
 	for range 2 { // none is success
 		must(t, s.h.DeleteSibling("eth1"))
@@ -55,28 +103,39 @@ func TestEnsureSibling(t *testing.T) {
 	}
 }
 
-func wantSibling(t *testing.T, s *space, name string) {
+func (k childKind) want(t *testing.T, s *space, name string) {
 	t.Helper()
 	got := s.show(t, name)
-	if !got.up() || !slices.Contains(got.Flags, "NOARP") || got.Alias != "underlay" || got.Info.Kind != "macvlan" {
+	if !got.up() || !slices.Contains(got.Flags, "NOARP") || got.Alias != "underlay" || got.Info.Kind != k.kind {
 		t.Errorf("sibling %+v", got)
 	}
-	if l := s.link(t, name); l.Mode != ModeBridge || l.Parent != s.link(t, "eth1").Index {
+	if l := s.link(t, name); l.Mode != k.mode || l.Flag != k.flag || l.Parent != s.link(t, "eth1").Index {
 		t.Errorf("sibling %+v", l)
 	}
 }
 
-// A macvlan of that name without alias is of an ADD that died: it is finished,
-// and it is removed.
 func TestSiblingHalfMade(t *testing.T) {
 	t.Parallel()
+	bridged.testHalfMade(t)
+}
+
+func TestSiblingHalfMadeIpvlan(t *testing.T) {
+	t.Parallel()
+	linktest.Need(t, "ipvlan")
+	ipvlans[0].testHalfMade(t)
+}
+
+// A child of that name without alias is of an ADD that died: it is finished,
+// and it is removed.
+func (k childKind) testHalfMade(t *testing.T) {
+	t.Helper()
 	s := newHost(t)
 	name := SiblingName("eth1")
-	half := func() { s.ip(t, "link add "+name+" link eth1 type macvlan mode bridge") }
+	half := func() { s.ip(t, "link add "+name+" link eth1 type "+k.kind+" mode "+k.mode) }
 	half()
-	_, err := s.h.EnsureSibling(s.link(t, "eth1"))
+	_, err := k.ensure(s)
 	must(t, err)
-	wantSibling(t, s, name)
+	k.want(t, s, name)
 	must(t, s.h.DeleteSibling("eth1"))
 	half()
 	must(t, s.h.DeleteSibling("eth1"))
@@ -97,9 +156,9 @@ func TestSiblingWithoutIPv6(t *testing.T) {
 			} else {
 				s.sysctl(t, "net/ipv6/conf/default/disable_ipv6", "1")
 			}
-			_, err := s.h.EnsureSibling(s.link(t, "eth1"))
+			_, err := bridged.ensure(s)
 			must(t, err)
-			wantSibling(t, s, SiblingName("eth1"))
+			bridged.want(t, s, SiblingName("eth1"))
 		})
 	}
 }
@@ -107,7 +166,7 @@ func TestSiblingWithoutIPv6(t *testing.T) {
 func TestSiblingInTheWay(t *testing.T) {
 	t.Parallel()
 	name := SiblingName("eth1")
-	const taken = `host access: interface "ulh980816f3": an interface of that name exists, and it is not a child of "eth1"`
+	const taken = `host access: interface "ulh980816f3": an interface of that name exists, and it is no macvlan link on "eth1"`
 	tests := []struct {
 		name    string
 		prepare []string
@@ -133,7 +192,7 @@ func TestSiblingInTheWay(t *testing.T) {
 				s.ip(t, command)
 			}
 			before := s.showAll(t, "")
-			_, err := s.h.EnsureSibling(s.link(t, "eth1"))
+			_, err := bridged.ensure(s)
 			wantError(t, err, tt.want)
 			if !errors.Is(err, tt.is) {
 				t.Errorf("%v is not %v", err, tt.is)
@@ -148,7 +207,7 @@ func TestSiblingInTheWay(t *testing.T) {
 
 func TestReach(t *testing.T) {
 	t.Parallel()
-	s, sibling := newSibling(t)
+	s, sibling := newSibling(t, bridged)
 	name := sibling.Name
 	state := func() []string {
 		neighbours := s.lines(t, "neigh show dev "+name+" nud permanent")

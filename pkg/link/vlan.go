@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -26,18 +28,50 @@ func VLANName(parent string, id int) (name, alt string) {
 	return fmt.Sprintf("ul%x.%d", sum(parent, 3), id), full
 }
 
-// EnsureVLAN finds or makes the 802.1q sub-interface of parent and brings it
-// up.
+// SplitVLAN is the inverse of VLANName's full name: "eth0.100" is VLAN 100 of
+// eth0. Of a link that exists, the name tells nothing.
+func SplitVLAN(name string) (parent string, id int, ok bool) {
+	dot := strings.LastIndexByte(name, '.')
+	if dot <= 0 {
+		return "", 0, false
+	}
+	id, err := strconv.Atoi(name[dot+1:])
+	if err != nil || id < 1 || id > 4094 || strconv.Itoa(id) != name[dot+1:] {
+		return "", 0, false
+	}
+	return name[:dot], id, true
+}
+
+// unfinished is the group, as of `ip link show group`, that a sub-interface is
+// in until it has its alias. The kernel sets an alias only on what is there
+// already, but a group at once: so one whose maker has died is told from
+// anybody else's.
+const unfinished = 0x756e6472 // "undr"
+
+// OwnVLAN reports whether the link is VLAN l.VLAN of l.Parent, and made by
+// EnsureVLAN, which may have died before it had finished.
+func (l Link) OwnVLAN() bool {
+	return l.Kind == "vlan" && !l.abroad && (l.Alias == hostAlias || l.unfinished())
+}
+
+func (l Link) unfinished() bool {
+	return l.Kind == "vlan" && l.Alias == "" && l.group == unfinished
+}
+
+// EnsureVLAN finds or makes the 802.1q sub-interface of parent, finishes it if
+// its maker has died, and brings it up.
 func (h *Handle) EnsureVLAN(parent Link, id int) (Link, error) {
 	name, alt := VLANName(parent.Name, id)
 	l, err := h.ByName(name)
 	if errors.Is(err, ErrNotFound) {
-		l, err = h.makeVLAN(parent, id, name, alt)
+		l, err = h.makeVLAN(parent, id, name)
 	}
 	switch {
 	case err != nil:
 	case l.Kind != "vlan" || l.VLAN != id || !l.isOn(parent):
 		err = fmt.Errorf("%w, and it is not VLAN %d of %q", ErrExists, id, parent.Name)
+	case l.unfinished():
+		l, err = h.finishVLAN(l.Index, alt)
 	case !l.Up:
 		err = h.Up(l.Index, "", nil)
 		l.Up = true
@@ -48,10 +82,13 @@ func (h *Handle) EnsureVLAN(parent Link, id int) (Link, error) {
 	return l, nil
 }
 
-func (h *Handle) makeVLAN(parent Link, id int, name, alt string) (l Link, err error) {
+// makeVLAN makes a sub-interface that is to be finished, or finds what somebody
+// else has made meanwhile.
+func (h *Handle) makeVLAN(parent Link, id int, name string) (Link, error) {
 	data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
 	data.AddRtAttr(nl.IFLA_VLAN_ID, nl.Uint16Attr(uint16(id)))
-	index, err := h.create("vlan", Target{Name: name, NetnsFd: -1, Parent: parent.Index}, data)
+	group := nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(unfinished))
+	index, err := h.create("vlan", Target{Name: name, NetnsFd: -1, Parent: parent.Index}, data, group)
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return Link{}, errors.New("the kernel has no 802.1q support; try: modprobe 8021q")
@@ -60,19 +97,29 @@ func (h *Handle) makeVLAN(parent Link, id int, name, alt string) (l Link, err er
 	case err != nil:
 		return Link{}, err
 	}
-	// One that has no alias is never removed.
+	return Link{Index: index, Kind: "vlan", VLAN: id, Parent: parent.Index, group: unfinished}, nil
+}
+
+// finishVLAN names, marks and brings up what makeVLAN has made, or removes it.
+func (h *Handle) finishVLAN(index int, alt string) (l Link, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.Delete(index))
 		}
 	}()
 	if alt != "" {
-		if err := h.addAltName(index, alt); err != nil {
-			return Link{}, err
+		// One that died may have come as far as this.
+		if l, err := h.ByName(alt); err != nil || l.Index != index {
+			if err := h.addAltName(index, alt); err != nil {
+				return Link{}, err
+			}
 		}
 	}
-	if err := h.Up(index, hostAlias, nil); err != nil {
-		return Link{}, err
+	req := setFlags(index, unix.IFF_UP)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(hostAlias)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(0)))
+	if err := h.execute(req); err != nil {
+		return Link{}, fmt.Errorf("bring link %d up: %w", index, err)
 	}
 	return h.ByIndex(index)
 }
@@ -119,8 +166,12 @@ func (l *Link) parseVLAN(data []byte) error {
 
 // DeleteVLAN removes the sub-interface if EnsureVLAN made it.
 func (h *Handle) DeleteVLAN(parent string, id int) error {
-	name, _ := VLANName(parent, id)
-	return h.deleteIf(name, func(l Link) bool { return l.Alias == hostAlias })
+	name, alt := VLANName(parent, id)
+	if alt == "" {
+		return h.deleteIf(name, Link.OwnVLAN)
+	}
+	// The name that fits may be that of another parent's.
+	return errors.Join(h.deleteIf(alt, Link.OwnVLAN), h.deleteIf(name, Link.unfinished))
 }
 
 // deleteIf removes the link of that name if it is ours; none is success.

@@ -1,6 +1,6 @@
 // Package netns is the only way into another network namespace: a handle
 // that can be entered, locked, and told from a later namespace at the same
-// path.
+// path; and the search for the namespaces that there are.
 package netns
 
 import (
@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime"
 
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -54,36 +53,6 @@ func Open(path string) (*NS, error) {
 	return &NS{ns: n, path: path, dev: st.Dev, ino: st.Ino}, nil
 }
 
-// Find opens the living namespace with this device and inode: at path if it
-// is still the one there, else through a process that is in it. The error
-// wraps ErrGone when neither has it.
-func Find(path string, dev, ino uint64) (*NS, error) {
-	candidates := []string{path}
-	for i := 0; i < len(candidates); i++ {
-		var st unix.Stat_t
-		if candidates[i] != "" && unix.Stat(candidates[i], &st) == nil && st.Dev == dev && st.Ino == ino {
-			if n, err := Open(candidates[i]); err == nil {
-				if n.dev == dev && n.ino == ino {
-					return n, nil
-				}
-				n.Close()
-			}
-		}
-		if i == 0 {
-			procs, err := filepath.Glob("/proc/[0-9]*/ns/net")
-			if err != nil {
-				return nil, err
-			}
-			named, err := filepath.Glob("/run/netns/*")
-			if err != nil {
-				return nil, err
-			}
-			candidates = append(append(candidates, named...), procs...)
-		}
-	}
-	return nil, fmt.Errorf("netns %q (%d:%d): %w", path, dev, ino, ErrGone)
-}
-
 // Close releases the handle.
 func (n *NS) Close() error { return n.ns.Close() }
 
@@ -102,6 +71,16 @@ func (n *NS) Do(f func() error) error { return DoAt(n.Fd(), f) }
 
 // DoAt is Do for the namespace that a descriptor refers to.
 func DoAt(fd int, f func() error) error {
+	return aside(func() error {
+		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter netns: %w", err)
+		}
+		return f()
+	})
+}
+
+// aside runs f on a thread that ends with it, in whatever namespace.
+func aside(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
@@ -109,15 +88,11 @@ func DoAt(fd int, f func() error) error {
 			// The main thread does not end with a goroutine, and what it is in
 			// counts as the process's own namespace.
 			defer runtime.UnlockOSThread()
-			done <- DoAt(fd, f)
+			done <- aside(f)
 			return
 		}
 		// There is no way back, and none is needed: a thread that stays locked
 		// ends with its goroutine.
-		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter netns: %w", err)
-			return
-		}
 		done <- f()
 	}()
 	return <-done
