@@ -2,13 +2,24 @@
 // finds out who else uses them: announcements and conflict probes, by ARP (RFC
 // 5227) for IPv4 and by neighbour discovery (RFC 4861, 4862, 7527) for IPv6.
 //
-// An address may be probed before the interface has it. One raw socket both
-// sends and listens, from Open on, so what is heard while the caller does
-// other work waits in its queue. The package judges each frame by itself: it
-// keeps no table of neighbours, and does not defend an address once taken.
+// An address may be probed before the interface has it. A raw socket listens
+// from Open on, so what is heard while the caller does other work waits in its
+// queue. The package judges each frame by itself: it keeps no table of
+// neighbours, and does not defend an address once taken.
 //
-// Sockets belong to the network namespace of the calling thread; enter it
-// before Open and be in it for Announce. Nothing here starts a goroutine.
+// What answers a slave of an ipvlan goes to the MAC that it shares with its
+// parent, for an address that it does not have yet: only the parent hears it.
+// So Open on the parent. A probe may leave from there as well, even before the
+// slave exists: that of a slave is the same to the wire, but first waits in a
+// work queue of the parent, at times for milliseconds. It does reach the other
+// slaves, whose addresses the kernel refuses to give to a second one in any
+// case. Announcements should leave From the slave, for the other slaves to hear.
+//
+// The host itself hears nothing that leaves from its own interfaces or from
+// their children: the caller has to know which addresses are the host's own.
+//
+// Sockets belong to the network namespace that the thread which calls Open or
+// From is in. Nothing here starts a goroutine.
 package arp
 
 import (
@@ -33,7 +44,8 @@ const (
 	announceWait = 2 * time.Second // silence after the last probe that makes the address ours
 )
 
-// Iface is the interface frames leave from. All fields are required.
+// Iface is an interface of the calling thread's network namespace. All fields
+// are required.
 type Iface struct {
 	Name  string
 	Index int
@@ -46,11 +58,12 @@ type Conflict struct {
 	MAC  net.HardwareAddr
 }
 
-// Prober sends from one interface and listens on it, for a fixed list of
-// addresses. It is for one goroutine at a time.
+// Prober listens on one interface and sends from the same or another one, for
+// a fixed list of addresses. It is for one goroutine at a time.
 type Prober struct {
-	ifc   Iface
-	mac   mac
+	heard string // name of the interface that is listened on
+	from  string // name of the one that frames leave from
+	mac   mac    // of that one
 	addrs []netip.Addr
 	nonce mac
 	wire  wire
@@ -64,6 +77,8 @@ type Prober struct {
 
 // wire carries whole Ethernet frames.
 type wire interface {
+	// sendFrom makes an interface the one that send sends from.
+	sendFrom(index int) error
 	send(frame []byte) error
 	// receive puts the next frame that has come in into buf, cut to its
 	// length, and returns the length, or 0 if there is none. It never blocks.
@@ -82,7 +97,7 @@ func Open(ifc Iface, addrs []netip.Addr) (*Prober, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.wire, err = dial(ifc, groups(p.addrs)); err != nil {
+	if p.wire, err = dial(ifc.Index, groups(p.addrs)); err != nil {
 		return nil, fmt.Errorf("interface %q: %w", ifc.Name, err)
 	}
 	return p, nil
@@ -90,9 +105,10 @@ func Open(ifc Iface, addrs []netip.Addr) (*Prober, error) {
 
 // newProber checks what it is given and leaves out only the wire.
 func newProber(ifc Iface, addrs []netip.Addr) (*Prober, error) {
-	p := &Prober{ifc: ifc, now: time.Now, random: rand.N[time.Duration]}
-	if copy(p.mac[:], ifc.MAC) != len(ifc.MAC) || p.mac == (mac{}) {
-		return nil, fmt.Errorf("interface %q: no Ethernet address: %q", ifc.Name, ifc.MAC)
+	p := &Prober{heard: ifc.Name, from: ifc.Name, now: time.Now, random: rand.N[time.Duration]}
+	var err error
+	if p.mac, err = ifc.mac(); err != nil {
+		return nil, err
 	}
 	if len(addrs) == 0 {
 		return nil, fmt.Errorf("interface %q: no addresses to probe for", ifc.Name)
@@ -107,6 +123,30 @@ func newProber(ifc Iface, addrs []netip.Addr) (*Prober, error) {
 	}
 	copy(p.nonce[:], binary.NativeEndian.AppendUint64(nil, rand.Uint64()))
 	return p, nil
+}
+
+func (ifc Iface) mac() (m mac, err error) {
+	if copy(m[:], ifc.MAC) != len(ifc.MAC) || m == (mac{}) {
+		return mac{}, fmt.Errorf("interface %q: no Ethernet address: %q", ifc.Name, ifc.MAC)
+	}
+	return m, nil
+}
+
+// From has the frames from now on leave from another interface, with its MAC.
+// What is listened on is still that of Open, perhaps in another namespace. If
+// their MACs differ, call From before Probe, lest what has been sent under the
+// first MAC comes back and passes for somebody else's. After an error, all is
+// as before.
+func (p *Prober) From(ifc Iface) error {
+	m, err := ifc.mac()
+	if err != nil {
+		return err
+	}
+	if err := p.wire.sendFrom(ifc.Index); err != nil {
+		return fmt.Errorf("interface %q: %w", ifc.Name, err)
+	}
+	p.from, p.mac = ifc.Name, m
+	return nil
 }
 
 // Probe asks once for each address whether anybody has it: an ARP probe with
@@ -125,7 +165,7 @@ func (p *Prober) Probe() error {
 		}
 		for _, f := range frames {
 			if err := p.wire.send(f); err != nil {
-				return fmt.Errorf("probe %s on %q: %w", a, p.ifc.Name, err)
+				return fmt.Errorf("probe %s on %q: %w", a, p.from, err)
 			}
 		}
 	}
@@ -167,7 +207,7 @@ func (p *Prober) Thorough(ctx context.Context) ([]Conflict, error) {
 //
 // arping.GratuitousArpOverIface would send the request form, from a socket of
 // its own; closing that one takes longer than the rest of an ADD (see
-// socket.close). Its Ping is what the tests ask for addresses with.
+// release). Its Ping is what the tests ask for addresses with.
 func (p *Prober) Announce() error {
 	p.announced = true
 	var errs []error
@@ -178,7 +218,7 @@ func (p *Prober) Announce() error {
 		}
 		for _, f := range frames {
 			if err := p.wire.send(f); err != nil {
-				errs = append(errs, fmt.Errorf("announce %s on %q: %w", a, p.ifc.Name, err))
+				errs = append(errs, fmt.Errorf("announce %s on %q: %w", a, p.from, err))
 			}
 		}
 	}
@@ -198,14 +238,14 @@ func (p *Prober) listen(ctx context.Context, wait time.Duration) ([]Conflict, er
 			return found, err
 		}
 		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("listen on %q: %w", p.ifc.Name, err)
+			return nil, fmt.Errorf("listen on %q: %w", p.heard, err)
 		}
 		left := end.Sub(p.now())
 		if left <= 0 {
 			return nil, nil
 		}
 		if err := p.wire.await(min(left, look)); err != nil {
-			return nil, fmt.Errorf("listen on %q: %w", p.ifc.Name, err)
+			return nil, fmt.Errorf("listen on %q: %w", p.heard, err)
 		}
 	}
 }
@@ -220,7 +260,7 @@ func (p *Prober) drain() ([]Conflict, error) {
 	for range most {
 		n, err := p.wire.receive(buf[:])
 		if err != nil {
-			return found, fmt.Errorf("listen on %q: %w", p.ifc.Name, err)
+			return found, fmt.Errorf("listen on %q: %w", p.heard, err)
 		}
 		if n == 0 {
 			break
@@ -237,7 +277,12 @@ func (p *Prober) judge(frame []byte) (Conflict, bool) {
 	c, ok := parse(frame)
 	// Switches and access points send our own frames back to us, some under a
 	// MAC of theirs: then the ARP sender or the nonce (RFC 7527) tells. What we
-	// have not sent yet comes from somebody who has our MAC as well.
+	// have not sent yet comes from somebody who has our MAC as well, be it the
+	// copy of a virtual machine or, where we are a slave of an ipvlan, another
+	// slave: its answer the kernel hands to the parent as if it had come from
+	// the wire. So it makes no difference whether our MAC is known to be shared.
+	// A probe under our MAC always passes for our own: else no address could be
+	// had behind a switch that sends it back.
 	own := c.source == p.mac || c.holder == p.mac || bytes.Equal(c.nonce, p.nonce[:])
 	sent := c.probe || p.announced
 	if !ok || own && sent || !slices.Contains(p.addrs, c.addr) {

@@ -2,6 +2,7 @@ package arp
 
 import (
 	"encoding/hex"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -24,6 +25,8 @@ type end struct {
 	ns  ns.NetNS
 	nl  *netlink.Handle
 	ifc Iface
+	// parent, in another namespace, is what probers listen on; nil: eth0 itself.
+	parent *end
 }
 
 // veth joins two ends by a cable. Both are still down.
@@ -31,7 +34,9 @@ func veth(t testing.TB) (here, there *end) {
 	t.Helper()
 	here, there = namespace(t), namespace(t)
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "eth0"
+	// With one index at both ends, the kernel takes them for one, not stacked on
+	// another, and for up to a second does not hurry to say that it is up.
+	attrs.Name, attrs.Index = "eth0", 1000
 	must(t, here.nl.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(there.ns.Fd())}))
 	here.find(t)
 	there.find(t)
@@ -45,14 +50,37 @@ func siblings(t testing.TB) (here, there *end) {
 	parent.up(t)
 	other.up(t)
 	parent.ready(t)
-	here, there = namespace(t), namespace(t)
-	for _, child := range []*end{here, there} {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.ParentIndex, attrs.Namespace = "eth0", parent.ifc.Index, netlink.NsFd(child.ns.Fd())
-		must(t, parent.nl.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}))
-		child.find(t)
-	}
-	return here, there
+	return parent.macvlan(t, netlink.MACVLAN_MODE_BRIDGE), parent.macvlan(t, netlink.MACVLAN_MODE_BRIDGE)
+}
+
+// macvlan makes a child of the end in a namespace of its own. It is down.
+func (e *end) macvlan(t testing.TB, mode netlink.MacvlanMode) *end {
+	t.Helper()
+	return e.child(t, func(attrs netlink.LinkAttrs) netlink.Link {
+		return &netlink.Macvlan{LinkAttrs: attrs, Mode: mode}
+	})
+}
+
+// ipvlan makes a slave of mode l2, as macvlan does a child.
+func (e *end) ipvlan(t testing.TB, flag netlink.IPVlanFlag) *end {
+	t.Helper()
+	return e.child(t, func(attrs netlink.LinkAttrs) netlink.Link {
+		return &netlink.IPVlan{LinkAttrs: attrs, Mode: netlink.IPVLAN_MODE_L2, Flag: flag}
+	})
+}
+
+func (e *end) child(t testing.TB, link func(netlink.LinkAttrs) netlink.Link) *end {
+	t.Helper()
+	c := namespace(t)
+	attrs := netlink.NewLinkAttrs()
+	// Older kernels want a name that no interface here has either.
+	attrs.Name, attrs.ParentIndex, attrs.Namespace = "new0", e.ifc.Index, netlink.NsFd(c.ns.Fd())
+	must(t, e.nl.LinkAdd(link(attrs)))
+	made, err := c.nl.LinkByName("new0")
+	must(t, err)
+	must(t, c.nl.LinkSetName(made, "eth0"))
+	c.find(t)
+	return c
 }
 
 // namespace makes one that has no eth0 yet and lives as long as the test.
@@ -84,15 +112,30 @@ func (e *end) link() netlink.Link {
 	return &netlink.Device{LinkAttrs: attrs}
 }
 
+// rename gives the interface another MAC. An ipvlan has that of its parent.
+func (e *end) rename(t testing.TB, m mac) {
+	t.Helper()
+	err := e.nl.LinkSetHardwareAddr(e.link(), m[:])
+	if errors.Is(err, unix.EOPNOTSUPP) && e.parent != nil {
+		err = e.parent.nl.LinkSetHardwareAddr(e.parent.link(), m[:])
+	}
+	must(t, err)
+	e.find(t)
+}
+
 func (e *end) up(t testing.TB) {
 	t.Helper()
 	must(t, e.nl.LinkSetUp(e.link()))
 }
 
 // ready returns when the link carries frames. Of a veth, that is only some
-// time after both ends are up.
+// time after both ends are up. What is made on one that is ready is ready when
+// it is up, and an ipvlan does not even tell.
 func (e *end) ready(t testing.TB) {
 	t.Helper()
+	if e.parent != nil {
+		return
+	}
 	updates, done := make(chan netlink.LinkUpdate), make(chan struct{})
 	defer close(done)
 	at := netns.NsHandle(e.ns.Fd())
@@ -130,22 +173,28 @@ func (e *end) assign(t testing.TB, as ...netip.Addr) {
 	}
 }
 
-// open opens a prober on the end, until the test ends.
+// open opens a prober for the end, until the test ends.
 func (e *end) open(t testing.TB, as ...netip.Addr) *Prober {
 	t.Helper()
 	var p *Prober
-	must(t, e.ns.Do(func(ns.NetNS) (err error) {
-		p, err = Open(e.ifc, as)
+	listen := e
+	if e.parent != nil {
+		listen = e.parent
+	}
+	must(t, listen.ns.Do(func(ns.NetNS) (err error) {
+		p, err = Open(listen.ifc, as)
 		return err
 	}))
 	t.Cleanup(func() { must(t, p.Close()) })
+	if e.parent != nil {
+		must(t, e.from(p))
+	}
 	return p
 }
 
-// announce announces in the namespace of the end.
-func (e *end) announce(t testing.TB, p *Prober) {
-	t.Helper()
-	must(t, e.ns.Do(func(ns.NetNS) error { return p.Announce() }))
+// from has a prober send from the end.
+func (e *end) from(p *Prober) error {
+	return e.ns.Do(func(ns.NetNS) error { return p.From(e.ifc) })
 }
 
 // proc reads a file of /proc/net as the namespace of the end has it.

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -18,97 +17,6 @@ import (
 )
 
 var compareAddrs = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
-
-// wires are the ways in which two ends meet.
-var wires = []struct {
-	name string
-	make func(testing.TB) (here, there *end)
-}{
-	{"veth", veth},
-	{"macvlan siblings", siblings},
-}
-
-func TestConflicts(t *testing.T) {
-	ours := addrs("192.0.2.10", "2001:db8::10")
-	tests := []struct {
-		name   string
-		theirs []netip.Addr // on the interface there
-		act    func(t *testing.T, there *end, p, q *Prober)
-		want   bool
-	}{
-		{
-			name:   "reply",
-			theirs: ours,
-			act:    func(t *testing.T, _ *end, p, _ *Prober) { must(t, p.Probe()) },
-			want:   true,
-		},
-		{
-			name: "foreign probe",
-			act:  func(t *testing.T, _ *end, _, q *Prober) { must(t, q.Probe()) },
-			want: true,
-		},
-		{
-			name: "foreign announcement",
-			act:  func(t *testing.T, there *end, _, q *Prober) { there.announce(t, q) },
-			want: true,
-		},
-		{
-			name: "nobody has it",
-			act:  func(t *testing.T, _ *end, p, _ *Prober) { must(t, p.Probe()) },
-		},
-		{
-			name:   "they have another",
-			theirs: addrs("192.0.2.11", "2001:db8::11"),
-			act:    func(t *testing.T, _ *end, p, _ *Prober) { must(t, p.Probe()) },
-		},
-	}
-	for _, wire := range wires {
-		for _, tt := range tests {
-			t.Run(wire.name+"/"+tt.name, func(t *testing.T) {
-				here, there := wire.make(t)
-				there.up(t)
-				here.up(t)
-				there.ready(t)
-				here.ready(t)
-				there.assign(t, tt.theirs...)
-				for _, a := range ours {
-					// What must not come is over when a conflict about another
-					// address is heard.
-					want := a
-					last := netip.MustParseAddr("192.0.2.99")
-					p, q := here.open(t, a, last), there.open(t, a)
-					tt.act(t, there, p, q)
-					if !tt.want {
-						want = last
-						must(t, there.open(t, last).Probe())
-					}
-					got, err := p.Conflicts(soon)
-					must(t, err)
-					if diff := cmp.Diff([]Conflict{{want, there.ifc.MAC}}, got, compareAddrs); diff != "" {
-						t.Errorf("%s (-want +got):\n%s", a, diff)
-					}
-				}
-			})
-		}
-	}
-}
-
-// The kernel's own duplicate address detection is a foreign probe too. It goes
-// to a group of which a macvlan hears only what it has joined.
-func TestConflictsWithKernelProbe(t *testing.T) {
-	here, there := siblings(t)
-	here.up(t)
-	there.up(t)
-	a := netip.MustParseAddr("2001:db8::10")
-	p := here.open(t, a)
-	ipnet := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(64, 128)}
-	must(t, there.nl.AddrAdd(there.link(), &netlink.Addr{IPNet: ipnet}))
-	got, err := p.Conflicts(soon)
-	must(t, err)
-	if diff := cmp.Diff([]Conflict{{a, there.ifc.MAC}}, got, compareAddrs); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
-}
 
 func TestThoroughFindsSibling(t *testing.T) {
 	here, there := siblings(t)
@@ -184,45 +92,15 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// What leaves at Announce is compared with bytes that other programs made:
-// see frame_test.go.
-func TestAnnounce(t *testing.T) {
-	for _, wire := range wires {
-		t.Run(wire.name, func(t *testing.T) {
-			here, there := wire.make(t)
-			must(t, here.nl.LinkSetHardwareAddr(here.link(), goldenMAC[:]))
-			here.find(t)
-			here.up(t)
-			there.up(t)
-			here.ready(t)
-			there.ready(t)
-			as := []netip.Addr{golden4, golden6}
-			here.assign(t, as...)
-			q := there.open(t, as...)
-			here.announce(t, here.open(t, as...))
-
-			want := []string{goldenARPRequest, goldenARPReply, goldenAdvertisement}
-			var got []string
-			for end := time.Now().Add(soon); len(got) < len(want) && time.Now().Before(end); {
-				must(t, q.wire.await(time.Second))
-				for _, f := range frames(t, q) {
-					if slices.Contains(q.addrs, claimed(f)) {
-						got = append(got, spell(f))
-					}
-				}
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("frames (-want +got):\n%s", diff)
-			}
-		})
-	}
-}
-
-// A kernel that knows the addresses at another MAC learns the new one.
 func TestAnnounceIsBelieved(t *testing.T) {
 	here, there := siblings(t)
 	here.up(t)
 	there.up(t)
+	testBelieved(t, here, there)
+}
+
+// A kernel that knows the addresses at another MAC learns the new one.
+func testBelieved(t *testing.T, here, there *end) {
 	as := addrs("192.0.2.10", "2001:db8::10")
 	there.assign(t, addrs("192.0.2.11", "2001:db8::11")...)
 	for _, a := range as {
@@ -234,7 +112,7 @@ func TestAnnounceIsBelieved(t *testing.T) {
 	defer close(done)
 	at := netns.NsHandle(there.ns.Fd())
 	must(t, netlink.NeighSubscribeWithOptions(updates, done, netlink.NeighSubscribeOptions{Namespace: &at}))
-	here.announce(t, here.open(t, as...))
+	must(t, here.open(t, as...).Announce())
 
 	learned := map[string]bool{}
 	for late := time.After(soon); len(learned) < len(as); {
@@ -252,35 +130,18 @@ func TestAnnounceIsBelieved(t *testing.T) {
 // Close lets the kernel do what is slow about it later, not never.
 func TestCloseFreesSocket(t *testing.T) {
 	here, _ := siblings(t)
-	sockets := func() int { return strings.Count(here.proc(t, "packet"), "\n") - 1 } // less the heading
 	var p *Prober
 	must(t, here.ns.Do(func(ns.NetNS) (err error) {
 		p, err = Open(here.ifc, addrs("192.0.2.10"))
 		return err
 	}))
-	if n := sockets(); n != 1 {
+	if n := here.sockets(t); n != 1 {
 		t.Fatalf("%d packet sockets after Open, want 1", n)
 	}
 	must(t, p.Close())
-	eventually(t, func() bool { return sockets() == 0 })
+	eventually(t, func() bool { return here.sockets(t) == 0 })
 	if err := p.Close(); !errors.Is(err, unix.EBADF) {
 		t.Errorf("second Close: %v, want %v", err, unix.EBADF)
-	}
-}
-
-// Our own frames must not fill the queue.
-func TestOwnFramesStayOut(t *testing.T) {
-	here, there := siblings(t)
-	here.up(t)
-	there.up(t)
-	as := addrs("192.0.2.10", "2001:db8::10")
-	p := here.open(t, as...)
-	must(t, p.Probe())
-	here.announce(t, p)
-	for _, f := range frames(t, p) {
-		if slices.Contains(as, claimed(f)) {
-			t.Errorf("heard %x", f)
-		}
 	}
 }
 
@@ -303,79 +164,5 @@ func TestOtherVLANs(t *testing.T) {
 	must(t, err)
 	if diff := cmp.Diff([]Conflict{{as[1], there.ifc.MAC}}, got, compareAddrs); diff != "" {
 		t.Errorf("a frame of VLAN 5 and one that is only of high priority (-want +got):\n%s", diff)
-	}
-}
-
-// frames reads what is in the queue.
-func frames(t *testing.T, p *Prober) [][]byte {
-	t.Helper()
-	var fs [][]byte
-	for {
-		buf := make([]byte, 2048)
-		n, err := p.wire.receive(buf)
-		must(t, err)
-		if n == 0 {
-			return fs
-		}
-		fs = append(fs, buf[:n])
-	}
-}
-
-func claimed(frame []byte) netip.Addr {
-	c, _ := parse(frame)
-	return c.addr
-}
-
-// BenchmarkProber is what an attachment pays: on a macvlan with a sibling,
-// where each answer is in the queue when Conflicts looks.
-func BenchmarkProber(b *testing.B) {
-	for _, bb := range []struct {
-		name  string
-		addrs []netip.Addr
-	}{
-		{"ipv4", addrs("192.0.2.10")},
-		{"ipv6", addrs("2001:db8::10")},
-		{"dual", addrs("192.0.2.10", "2001:db8::10")},
-	} {
-		b.Run(bb.name, func(b *testing.B) {
-			here, there := siblings(b)
-			here.up(b)
-			there.up(b)
-			there.assign(b, bb.addrs...)
-			var spent [5]time.Duration
-			seen := 0
-			must(b, here.ns.Do(func(ns.NetNS) error {
-				for b.Loop() {
-					at := time.Now()
-					step := func(i int) {
-						now := time.Now()
-						spent[i] += now.Sub(at)
-						at = now
-					}
-					p, err := Open(here.ifc, bb.addrs)
-					if err != nil {
-						return err
-					}
-					step(0)
-					err = p.Probe()
-					step(1)
-					found, err2 := p.Conflicts(0)
-					step(2)
-					err3 := p.Announce()
-					step(3)
-					err4 := p.Close()
-					step(4)
-					if err := errors.Join(err, err2, err3, err4); err != nil {
-						return err
-					}
-					seen += len(found)
-				}
-				return nil
-			}))
-			b.ReportMetric(float64(seen)/float64(b.N), "conflicts")
-			for i, unit := range []string{"open-µs", "probe-µs", "conflicts-µs", "announce-µs", "close-µs"} {
-				b.ReportMetric(float64(spent[i].Microseconds())/float64(b.N), unit)
-			}
-		})
 	}
 }

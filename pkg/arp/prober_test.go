@@ -27,6 +27,8 @@ type arrival struct {
 	frame []byte
 }
 
+func (w *fakeWire) sendFrom(int) error { return nil }
+
 func (w *fakeWire) send([]byte) error {
 	w.sent = append(w.sent, w.at)
 	return nil

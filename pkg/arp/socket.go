@@ -9,19 +9,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is an AF_PACKET socket on one interface. It hears the ARP, neighbour
-// solicitations and advertisements that come in there.
+// socket hears the ARP, neighbour solicitations and advertisements that come in
+// on one interface, and sends from that or another one: two AF_PACKET sockets
+// if it is another, as each belongs to a network namespace.
 type socket struct {
-	fd    int
-	index int
+	in   int // descriptor
+	out  int // the same or another
+	from int // index of the interface that out sends from
 }
 
 // dial opens a socket that also hears the multicast groups.
-func dial(ifc Iface, groups []mac) (_ *socket, err error) {
-	// Protocol 0 hears nothing, so no frame gets past the filter before bind.
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+func dial(index int, groups []mac) (_ *socket, err error) {
+	fd, err := packetSocket()
 	if err != nil {
-		return nil, fmt.Errorf("packet socket: %w", err)
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -34,15 +35,8 @@ func dial(ifc Iface, groups []mac) (_ *socket, err error) {
 	}
 	// All protocols, as the kernel shows the frames of a macvlan or ipvlan
 	// parent to such sockets only before its children take them.
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: ifc.Index}); err != nil {
-		return nil, fmt.Errorf("bind packet socket: %w", err)
-	}
-	name, err := unix.Getsockname(fd)
-	if err != nil {
-		return nil, fmt.Errorf("packet socket: %w", err)
-	}
-	if ll, ok := name.(*unix.SockaddrLinklayer); !ok || ll.Hatype != unix.ARPHRD_ETHER {
-		return nil, errors.New("not an Ethernet interface")
+	if err := bind(fd, index, unix.ETH_P_ALL); err != nil {
+		return nil, err
 	}
 	// Binding to a link that is still down leaves ENETDOWN for the next call;
 	// the kernel attaches the socket by itself when the link goes up.
@@ -50,22 +44,62 @@ func dial(ifc Iface, groups []mac) (_ *socket, err error) {
 		return nil, fmt.Errorf("packet socket: %w", err)
 	}
 	for _, g := range groups {
-		mreq := unix.PacketMreq{Ifindex: int32(ifc.Index), Type: unix.PACKET_MR_MULTICAST, Alen: uint16(len(g))}
+		mreq := unix.PacketMreq{Ifindex: int32(index), Type: unix.PACKET_MR_MULTICAST, Alen: uint16(len(g))}
 		copy(mreq.Address[:], g[:])
 		if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &mreq); err != nil {
 			return nil, fmt.Errorf("join multicast group: %w", err)
 		}
 	}
-	return &socket{fd: fd, index: ifc.Index}, nil
+	return &socket{in: fd, out: fd, from: index}, nil
 }
 
-// send sends a frame. A broadcast goes to each of a parent's children first, and
-// where there are a thousand of them, that fills the kernel's queue before it
-// comes to the wire. The frame is lost then, as others are on the wire: to send
-// it again would only fill the queue again.
+func (s *socket) sendFrom(index int) error {
+	fd, err := packetSocket()
+	if err != nil {
+		return err
+	}
+	if err := bind(fd, index, 0); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	if s.out != s.in {
+		_ = release(s.out) // nothing is lost with it
+	}
+	s.out, s.from = fd, index
+	return nil
+}
+
+// packetSocket has protocol 0, which hears nothing: no frame gets past a filter
+// before bind, and without another protocol there, none ever comes in.
+func packetSocket() (int, error) {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("packet socket: %w", err)
+	}
+	return fd, nil
+}
+
+func bind(fd, index int, protocol uint16) error {
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(protocol), Ifindex: index}); err != nil {
+		return fmt.Errorf("bind packet socket: %w", err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return fmt.Errorf("packet socket: %w", err)
+	}
+	if ll, ok := name.(*unix.SockaddrLinklayer); !ok || ll.Hatype != unix.ARPHRD_ETHER {
+		return errors.New("not an Ethernet interface")
+	}
+	return nil
+}
+
+// send sends a frame. A broadcast goes to each of a parent's children first,
+// and a thousand of them fill the kernel's queue for this CPU. Where that is
+// also the way to the wire, as with a veth for a parent, the frame is lost then,
+// as others are on the wire: to send it again would only fill the queue again.
 func (s *socket) send(frame []byte) error {
-	to := unix.SockaddrLinklayer{Protocol: htons(binary.BigEndian.Uint16(frame[12:])), Ifindex: s.index}
-	if err := unix.Sendto(s.fd, frame, 0, &to); !errors.Is(err, unix.ENOBUFS) {
+	to := unix.SockaddrLinklayer{Protocol: htons(binary.BigEndian.Uint16(frame[12:])), Ifindex: s.from}
+	if err := unix.Sendto(s.out, frame, 0, &to); !errors.Is(err, unix.ENOBUFS) {
 		return err
 	}
 	return nil
@@ -73,7 +107,7 @@ func (s *socket) send(frame []byte) error {
 
 func (s *socket) receive(buf []byte) (int, error) {
 	for {
-		n, _, err := unix.Recvfrom(s.fd, buf, 0)
+		n, _, err := unix.Recvfrom(s.in, buf, 0)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -86,7 +120,7 @@ func (s *socket) receive(buf []byte) (int, error) {
 
 func (s *socket) await(d time.Duration) error {
 	timeout := unix.NsecToTimespec(d.Nanoseconds())
-	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}
+	fds := []unix.PollFd{{Fd: int32(s.in), Events: unix.POLLIN}}
 	// The Go runtime sends threads signals: that is "earlier".
 	if _, err := unix.Ppoll(fds, &timeout, nil); err != nil && !errors.Is(err, unix.EINTR) {
 		return err
@@ -94,23 +128,35 @@ func (s *socket) await(d time.Duration) error {
 	return nil
 }
 
-// close lets go of the socket, which may outlive the call by some milliseconds.
-//
-// Closing a packet socket waits for an RCU grace period, 5 to 20 ms that the
-// end of the process would wait for too. So the last reference to it is left
-// in the queue of a socket that only that queue refers to. Finding such cycles
-// is a task of the kernel's own threads, which then do the waiting. Older
-// kernels do it within our last close: that is no slower than a plain one.
 func (s *socket) close() error {
-	fd := s.fd
-	s.fd = -1 // the number may soon be somebody else's
+	fds := []int{s.in}
+	if s.out != s.in {
+		fds = append(fds, s.out)
+	}
+	s.in, s.out = -1, -1 // the numbers may soon be somebody else's
+	return release(fds...)
+}
+
+// release closes packet sockets, which may outlive the call by some
+// milliseconds.
+//
+// Closing one waits for an RCU grace period, 5 to 20 ms that the end of the
+// process would wait for too. So the last references to them are left in the
+// queue of a socket that only that queue refers to. Finding such cycles is a
+// task of the kernel's own threads, which then do the waiting. Older kernels
+// do it within our last close: that is no slower than plain ones.
+func release(fds ...int) error {
 	if pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
 		// If this fails, what follows is the plain close.
-		_ = unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(fd, pair[1]), nil, 0)
+		_ = unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(append(fds, pair[1])...), nil, 0)
 		defer unix.Close(pair[0])
 		defer unix.Close(pair[1])
 	}
-	return unix.Close(fd)
+	var errs []error
+	for _, fd := range fds {
+		errs = append(errs, unix.Close(fd))
+	}
+	return errors.Join(errs...)
 }
 
 func htons(v uint16) uint16 {
