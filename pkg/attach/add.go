@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -82,10 +83,12 @@ type adder struct {
 	sibling   link.Link                   // with HostAccess
 	known     map[netip.Prefix]netip.Addr // with HostAccess: own address to the host's
 	granted   bool                        // the ledger has recorded something that was not there before
+	alone     bool                        // nobody on record agrees with the kind's Port
+	rivals    []ipam.AttachmentRecord     // who, on record, disagrees
 	asked     bool                        // a foreign IPAM plugin has been asked
 	index     int                         // of the new link, in ns; 0 while there is none
 	mac       net.HardwareAddr
-	addresses *current.Result // of IPAM; nil without
+	addresses *current.Result // of IPAM, or of who comes before in the chain; nil without
 	prober    *arp.Prober     // nil without addresses
 	probed    time.Time       // when the first question left
 }
@@ -114,6 +117,9 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if a.addresses, err = a.chained(); err != nil {
+		return nil, err
+	}
 	defer a.closeProber()
 	in := enter(a.ns)
 	defer in.leave()
@@ -122,19 +128,31 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 	defer undo(a.releaseForeign)
 	defer undo(func(context.Context) error { return a.unmake(in) })
 
+	create := sync.OnceFunc(func() { in.then(a.create(a.mac)) })
+	prepare := sync.OnceFunc(func() {
+		var err error
+		if a.asks() && a.kind.Deaf && !a.LinkInContainer {
+			err = a.hear()
+		}
+		in.then(func(h *link.Handle) error {
+			if err != nil {
+				return err
+			}
+			return a.prepare(ctx, h)
+		})
+	})
 	// What is in the way of others is made only when the ledger has it on
-	// record: what is shared, and a link that wants its parent for itself.
-	early := !req.Uses.Shared() && !a.kind.ParentMAC
-	if early {
-		a.carrier = a.parent
-		in.then(a.create(a.mac))
+	// record: what is shared, and a link that wants its parent for itself. One
+	// that others have to agree with waits until it is known that they do.
+	early := !req.Uses.Shared() && !a.kind.TakesParent
+	a.carrier = a.parent
+	if early && a.kind.Port == "" {
+		create()
 	}
-	prepare := func(h *link.Handle) error { return a.prepare(ctx, h) }
-	prepared := false
 	err = a.allocate(ctx, req, func() {
-		if early {
-			in.then(prepare)
-			prepared = true
+		if early && !a.alone {
+			create()
+			prepare()
 		}
 	})
 	if err != nil {
@@ -142,13 +160,14 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 	}
 	fault.Point("attach.allocated")
 
-	if !early {
-		if err := a.share(ctx); err != nil {
-			return nil, err
-		}
-		fault.Point("attach.shared")
-		in.then(a.create(a.mac))
+	if err := a.share(ctx); err != nil {
+		return nil, err
 	}
+	fault.Point("attach.shared")
+	if err := a.compete(); err != nil {
+		return nil, err
+	}
+	create()
 	if a.foreignType() {
 		if err := in.wait(); err != nil {
 			return nil, err
@@ -158,9 +177,7 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 		}
 		fault.Point("attach.asked")
 	}
-	if !prepared {
-		in.then(prepare)
-	}
+	prepare()
 	if err := in.wait(); err != nil {
 		return nil, err
 	}

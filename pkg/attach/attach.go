@@ -8,6 +8,7 @@ package attach
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -63,12 +64,33 @@ type Kind struct {
 	// Differs says how a link differs from what Create makes; "" not at all.
 	Differs func(link.Link) string
 	// ParentMAC: the link carries its parent's MAC unless one is configured.
+	// If none can be, NoMAC says why.
 	ParentMAC bool
+	NoMAC     string
+	// TakesParent: the link changes its parent and tolerates no sibling, so it
+	// is made only when the ledger has it on record.
+	TakesParent bool
+	// Port is the setting that all links of this kind on one parent have in
+	// common; "" where each has its own. Rival then describes one, in whatever
+	// namespace, that has another; "" for none.
+	Port  string
+	Rival func(h *link.Handle, parent link.Link) (string, error)
+	// Deaf: answers to what the link asks the wire come to its parent only.
+	Deaf bool
+	// Layer3: there is neither ARP nor broadcast on the link, and routes need
+	// no gateway.
+	Layer3 bool
+	// Chained: without ipam, the link gets the addresses of prevResult.
+	Chained bool
 	// HostAccess: the kernel lets a sibling on the host reach this link. If
-	// not, NoHostAccess says why.
+	// not, NoHostAccess says why. Sibling makes it.
 	HostAccess   bool
 	NoHostAccess string
+	Sibling      func(*link.Handle, link.Target) (int, error)
 }
+
+// sharesMAC: frames to any child of the parent carry the parent's MAC.
+func (k *Kind) sharesMAC() bool { return k.ParentMAC && !k.TakesParent }
 
 // plan is a call's configuration, checked.
 type plan struct {
@@ -100,11 +122,18 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 	if p.ips, err = req.RequestedIPs(&conf.NetConf); err != nil {
 		return nil, err
 	}
-	if p.mac, err = fixedMAC(req, conf); err != nil {
+	if p.mac, err = fixedMAC(req, conf, kind); err != nil {
 		return nil, err
 	}
 	if _, err := ipam.ParseMACPrefix(p.macPrefix()); err != nil {
 		return nil, err
+	}
+	chained, err := p.chained()
+	if err != nil {
+		return nil, err
+	}
+	if kind.Layer3 && conf.ConflictDetection == "" {
+		conf.ConflictDetection = DetectOff
 	}
 	switch {
 	case strings.ContainsRune(conf.Master, 0):
@@ -125,6 +154,12 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 		return nil, invalid("hostAccess: %s", kind.NoHostAccess)
 	case conf.HostAccess && p.ipamType == "":
 		return nil, invalid("hostAccess: needs ipam: the host reaches the container by its address")
+	case kind.Layer3 && p.ipamType == "" && chained == nil:
+		return nil, invalid("ipam: is missing: the kernel finds a layer 3 link by its addresses")
+	case conf.HostAccess && kind.sharesMAC() && p.ipamType != OwnIPAM:
+		return nil, invalid("hostAccess: needs ipam of type %q: all links of one parent have its MAC, so only the ledger tells whose an address is", OwnIPAM)
+	case kind.Layer3 && conf.ConflictDetection != DetectOff:
+		return nil, invalid("conflictDetection: %q needs ARP, which a layer 3 link does not have; the only value here is off", conf.ConflictDetection)
 	}
 	switch conf.ConflictDetection {
 	case "":
@@ -134,12 +169,20 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 		return nil, invalid("conflictDetection: %q is none of fast, thorough, off", conf.ConflictDetection)
 	}
 	p.client = newClient(conf)
-	if p.ipamType == OwnIPAM || p.uses("").Shared() {
-		if err := p.client.CheckPlace(); err != nil {
-			return nil, err
-		}
+	return p, p.client.CheckPlace()
+}
+
+// chained is the addresses that the link gets from who comes before it in the
+// chain; nil for none.
+func (p *plan) chained() (*current.Result, error) {
+	if !p.kind.Chained || p.ipamType != "" {
+		return nil, nil
 	}
-	return p, nil
+	prev, err := p.Previous()
+	if err != nil || prev == nil || len(prev.IPs) == 0 {
+		return nil, err
+	}
+	return &current.Result{IPs: prev.IPs, Routes: prev.Routes, DNS: prev.DNS}, nil
 }
 
 func invalid(format string, args ...any) error {
@@ -168,31 +211,57 @@ func first(a, b string) string {
 	return b
 }
 
-func fixedMAC(req *cni.Request, conf *Config) (net.HardwareAddr, error) {
-	switch {
-	case conf.RuntimeConfig.MAC != "":
-		return ipam.ParseMAC("runtimeConfig.mac", conf.RuntimeConfig.MAC)
-	case req.Args.MAC != "":
-		return ipam.ParseMAC("CNI_ARGS MAC", req.Args.MAC)
-	case conf.MAC != "":
-		return ipam.ParseMAC("mac", conf.MAC)
+func fixedMAC(req *cni.Request, conf *Config, kind Kind) (net.HardwareAddr, error) {
+	for _, from := range [][2]string{
+		{"runtimeConfig.mac", conf.RuntimeConfig.MAC}, {"CNI_ARGS MAC", req.Args.MAC}, {"mac", conf.MAC},
+	} {
+		switch place, text := from[0], from[1]; {
+		case text == "":
+		case kind.NoMAC != "":
+			return nil, invalid("%s: %s", place, kind.NoMAC)
+		default:
+			return ipam.ParseMAC(place, text)
+		}
 	}
 	return nil, nil
 }
 
 func (p *plan) macPrefix() string { return first(p.MACPrefix, ipam.DefaultMACPrefix) }
 
-// uses is what the attachment shares with others on the host.
+// uses is what others on the host have to know of the attachment. A parent in
+// the container has nothing to do with the host's of that name.
 func (p *plan) uses(parent string) ipam.Uses {
-	if p.VLAN == 0 && !p.HostAccess {
-		return ipam.Uses{}
+	u := ipam.Uses{VLAN: p.VLAN, HostAccess: p.HostAccess}
+	if !p.LinkInContainer {
+		u.Port = p.kind.Port
 	}
-	return ipam.Uses{Parent: parent, VLAN: p.VLAN, HostAccess: p.HostAccess}
+	if u.Any() {
+		u.Parent = parent
+	}
+	return u
 }
 
-// touchesLedger reports whether the ledger has a record of this attachment.
-func touchesLedger(conf *Config, ipamType string) bool {
-	return ipamType == OwnIPAM || conf.VLAN != 0 || conf.HostAccess
+// touchesLedger reports whether the ledger may have a record of this
+// attachment.
+func touchesLedger(conf *Config, kind *Kind, ipamType string) bool {
+	return ipamType == OwnIPAM || kind.Port != "" || mayShare(conf)
+}
+
+// mayShare reports whether the attachment may share a link with others.
+func mayShare(conf *Config) bool {
+	_, _, vlan := link.SplitVLAN(conf.master())
+	return vlan || conf.VLAN != 0 || conf.HostAccess
+}
+
+// master is the name of the parent as far as the configuration tells.
+func (c *Config) master() string {
+	if c.Master != "" {
+		return c.Master
+	}
+	if prev, err := c.Previous(); err == nil {
+		return hostInterface(prev)
+	}
+	return ""
 }
 
 // macWithoutAddress is the MAC of an interface whose address this suite does
@@ -231,18 +300,26 @@ func isMarked(kind Kind, att ipam.Attachment) func(link.Link) bool {
 
 // findParent resolves Master on handle h, whose namespace it lies in.
 func (p *plan) findParent(h *link.Handle) (link.Link, error) {
-	name := p.Master
-	if name == "" {
-		prev, err := p.Previous()
-		if err != nil {
-			return link.Link{}, err
-		}
-		name = hostInterface(prev)
+	if _, err := p.Previous(); err != nil {
+		return link.Link{}, err
 	}
+	name := p.master()
 	if name == "" {
 		var err error
 		if name, err = h.DefaultRouteLink(); err != nil {
 			return link.Link{}, cni.Errorf(cni.CodeParent, "master: is missing, and %w", err)
+		}
+	}
+	if !p.LinkInContainer {
+		of, id, err := splitMaster(h, name)
+		switch {
+		case err != nil:
+			return link.Link{}, err
+		case id != 0 && p.VLAN != 0 && p.VLAN != id:
+			return link.Link{}, invalid("vlan: %d on master %q, which is itself made on demand; make that one first: ip link add link %s name %s type vlan id %d",
+				p.VLAN, name, of, name, id)
+		case id != 0:
+			name, p.VLAN = of, id
 		}
 	}
 	parent, err := h.Parent(name)
@@ -256,6 +333,30 @@ func (p *plan) findParent(h *link.Handle) (link.Link, error) {
 		return link.Link{}, invalid("mac: %s is that of master %q itself", p.mac, parent.Name)
 	}
 	return parent, nil
+}
+
+// splitMaster splits the name of a VLAN sub-interface that is made on demand,
+// whether it has been made already or not, into its parent and its VLAN id; 0
+// for any other name.
+func splitMaster(h *link.Handle, name string) (parent string, id int, err error) {
+	parent, id, ok := link.SplitVLAN(name)
+	if !ok {
+		return "", 0, nil
+	}
+	l, err := h.ByName(name)
+	switch {
+	case errors.Is(err, link.ErrNotFound):
+		return parent, id, nil
+	case err != nil:
+		return "", 0, cni.Errorf(cni.CodeParent, "master: %w", err)
+	case !l.OwnVLAN():
+		return "", 0, nil
+	}
+	p, err := h.ByIndex(l.Parent)
+	if err != nil {
+		return "", 0, cni.Errorf(cni.CodeParent, "master: %q: parent: %w", name, err)
+	}
+	return p.Name, l.VLAN, nil
 }
 
 // hostInterface is the first interface of a result that is on the host.

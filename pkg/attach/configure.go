@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
@@ -27,9 +28,9 @@ const (
 	minMTU6 = 1280
 )
 
-// macWait bounds the wait for the kernel to let go of a MAC whose former
-// namespace has just died.
-const macWait = time.Second
+// dying bounds the wait for the kernel to let go of a MAC or an address whose
+// former namespace has just died.
+const dying = time.Second
 
 // prepare brings the link up and asks the wire for its addresses, all that can
 // be done before they are this attachment's for good.
@@ -57,22 +58,63 @@ func (a *adder) prepare(ctx context.Context, h *link.Handle) error {
 		a.mac = l.MAC
 	}
 	fault.Point("attach.up")
-	if len(addrs) == 0 {
+	if !a.asks() {
 		return nil
 	}
+	own := arp.Iface{Name: a.req.IfName, Index: a.index, MAC: a.mac}
+	if !a.kind.Deaf {
+		return a.ask(own)
+	}
+	if a.prober == nil {
+		if err := a.hear(); err != nil {
+			return err
+		}
+	}
+	if err := a.prober.From(own); err != nil {
+		return err
+	}
+	return a.probe()
+}
+
+// asks reports whether the wire can be asked, and told, of any address.
+func (a *adder) asks() bool { return len(a.prefixes()) > 0 && !a.kind.Layer3 }
+
+// hear listens on the parent, which is in the thread's namespace, for what does
+// not come to the link. A probe under the parent's own MAC can leave from there
+// too, and sooner: broadcasts of a link wait in its queue.
+func (a *adder) hear() error {
+	ifc := arp.Iface{Name: a.carrier.Name, Index: a.carrier.Index, MAC: a.carrier.MAC}
+	if a.kind.sharesMAC() {
+		return a.ask(ifc)
+	}
+	return a.listen(ifc)
+}
+
+// ask listens on an interface of the thread's namespace, and probes from it.
+func (a *adder) ask(ifc arp.Iface) error {
+	if err := a.listen(ifc); err != nil {
+		return err
+	}
+	return a.probe()
+}
+
+func (a *adder) listen(ifc arp.Iface) (err error) {
+	addrs := a.prefixes()
 	bare := make([]netip.Addr, len(addrs))
 	for i, p := range addrs {
 		bare[i] = p.Addr()
 	}
-	var err error
-	if a.prober, err = arp.Open(arp.Iface{Name: a.req.IfName, Index: a.index, MAC: a.mac}, bare); err != nil {
-		return err
+	a.prober, err = arp.Open(ifc, bare)
+	return err
+}
+
+// probe asks once.
+func (a *adder) probe() error {
+	if a.ConflictDetection == DetectOff || !a.probed.IsZero() {
+		return nil
 	}
-	if a.ConflictDetection != DetectOff {
-		a.probed = time.Now()
-		return a.prober.Probe()
-	}
-	return nil
+	a.probed = time.Now()
+	return a.prober.Probe()
 }
 
 func (a *adder) closeProber() {
@@ -83,16 +125,14 @@ func (a *adder) closeProber() {
 
 // configure gives the link what it carries, and tells the wire.
 func (a *adder) configure(ctx context.Context, h *link.Handle) error {
-	if a.prober == nil {
+	if len(a.prefixes()) == 0 {
 		return nil
 	}
-	if a.ConflictDetection == DetectThorough {
-		if err := conflictOf(a.prober.Thorough(ctx)); err != nil {
-			return err
-		}
+	if err := a.judge(ctx); err != nil {
+		return err
 	}
 	for _, p := range a.prefixes() {
-		if err := h.AddAddr(a.index, p); err != nil {
+		if err := a.addAddr(ctx, h, p); err != nil {
 			return err
 		}
 	}
@@ -104,29 +144,56 @@ func (a *adder) configure(ctx context.Context, h *link.Handle) error {
 		return err
 	}
 	fault.Point("attach.routed")
-	if a.ConflictDetection == DetectFast {
-		if err := conflictOf(a.prober.Conflicts(answerTime - time.Since(a.probed))); err != nil {
-			return err
-		}
+	if !a.asks() {
+		return nil
 	}
 	return a.prober.Announce()
 }
 
+// judge ends conflict detection, before this host answers for an address itself.
+func (a *adder) judge(ctx context.Context) error {
+	switch a.ConflictDetection {
+	case DetectThorough:
+		return conflictOf(a.prober.Thorough(ctx))
+	case DetectFast:
+		return conflictOf(a.prober.Conflicts(answerTime - time.Since(a.probed)))
+	}
+	return nil
+}
+
 func (a *adder) up(ctx context.Context, h *link.Handle) error {
-	ctx, cancel := context.WithTimeout(ctx, macWait)
+	err := persist(ctx, link.ErrMACInUse, func() error { return h.Up(a.index, alias(a.att), a.mac) })
+	switch {
+	case !errors.Is(err, link.ErrMACInUse):
+		return err
+	case a.plan.mac == nil && a.addresses != nil && a.ipamType == OwnIPAM:
+		// It stands for the address, of which the ledger has lost sight.
+		return a.macConflict()
+	}
+	return cni.Errorf(cni.CodeLink, "mac: %s: %w", a.mac, link.ErrMACInUse)
+}
+
+func (a *adder) addAddr(ctx context.Context, h *link.Handle, p netip.Prefix) error {
+	err := persist(ctx, link.ErrAddrInUse, func() error { return h.AddAddr(a.index, p) })
+	if errors.Is(err, link.ErrAddrInUse) {
+		return &conflictError{[]ipam.Conflict{{Address: p.Addr(), Reason: fmt.Sprintf("another link of %q has it", a.carrier.Name)}}}
+	}
+	return err
+}
+
+// persist tries again for a while what the kernel refuses because of what may
+// be dying.
+func persist(ctx context.Context, cause error, try func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, dying)
 	defer cancel()
 	for {
-		err := h.Up(a.index, alias(a.att), a.mac)
-		if !errors.Is(err, link.ErrMACInUse) {
+		err := try()
+		if !errors.Is(err, cause) {
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			if a.plan.mac == nil && a.addresses != nil && a.ipamType == OwnIPAM {
-				// It stands for the address, of which the ledger has lost sight.
-				return a.macConflict()
-			}
-			return cni.Errorf(cni.CodeLink, "mac: %s: %w", a.mac, link.ErrMACInUse)
+			return err
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
@@ -139,18 +206,56 @@ func (a *adder) macConflict() error {
 }
 
 func (a *adder) addRoutes(h *link.Handle) error {
+	if a.kind.Layer3 {
+		if err := a.layer3Routes(h); err != nil {
+			return err
+		}
+	}
 	for _, r := range a.addresses.Routes {
 		out, err := routeOf(r)
 		if err != nil {
 			return err
 		}
-		if !out.GW.IsValid() {
+		if !out.GW.IsValid() && !a.kind.Layer3 {
 			out.GW = a.gateway(out.Dst.Addr().Is4())
 		}
 		if err := h.AddRoute(a.index, out); err != nil {
 			return cni.Errorf(types.ErrInvalidNetworkConfig, "routes: %w", err)
 		}
 	}
+	return nil
+}
+
+// layer3Routes makes of IPAM's routes such as a layer 3 link has: its other end
+// is the host's routing table, whatever the gateway. All that no other
+// interface of the container leads to goes there too.
+func (a *adder) layer3Routes(h *link.Handle) error {
+	var routes []*types.Route
+	has := make(map[bool]bool) // IPv4, IPv6: a default route
+	for _, r := range a.addresses.Routes {
+		r := *r
+		r.GW = nil
+		routes = append(routes, &r)
+		if ones, bits := r.Dst.Mask.Size(); ones == 0 {
+			has[bits == 32] = true
+		}
+	}
+	for _, p := range a.prefixes() {
+		is4 := p.Addr().Is4()
+		if has[is4] {
+			continue
+		}
+		has[is4] = true
+		index, err := h.DefaultRoute(is4)
+		if err != nil {
+			return err
+		}
+		if index == 0 || index == a.index {
+			dst := net.IPNet{IP: make(net.IP, p.Addr().BitLen()/8), Mask: net.CIDRMask(0, p.Addr().BitLen())}
+			routes = append(routes, &types.Route{Dst: dst})
+		}
+	}
+	a.addresses.Routes = routes
 	return nil
 }
 

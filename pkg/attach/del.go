@@ -34,12 +34,12 @@ func Del(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 		err = cni.Foreign{Type: ipamType, Conf: req.Stdin}.Del(ctx)
 		fault.Point("attach.foreign.released")
 	}
-	if !touchesLedger(conf, ipamType) {
+	if !touchesLedger(conf, &kind, ipamType) {
 		return err
 	}
 	c := newClient(conf)
 	rec := ipam.AttachmentRecord{Attachment: att}
-	if conf.VLAN != 0 || conf.HostAccess {
+	if mayShare(conf) {
 		// Where the ledger cannot tell, the release is spooled below.
 		if known, _, ok, err := c.Attachment(ctx, att); ok && err == nil {
 			rec = known

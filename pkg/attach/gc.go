@@ -30,7 +30,7 @@ func GC(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 	if ipamType != "" && ipamType != OwnIPAM {
 		errs = append(errs, cni.Foreign{Type: ipamType, Conf: req.Stdin}.GC(ctx))
 	}
-	if !touchesLedger(conf, ipamType) {
+	if !touchesLedger(conf, &kind, ipamType) {
 		return errors.Join(errs...)
 	}
 	c := newClient(conf)
@@ -47,10 +47,22 @@ func GC(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 // reap removes shared links that have lost their users: an unreadable ledger
 // could not tell, and their releases were spooled.
 func reap(ctx context.Context, c *client.Client, conf *Config) error {
-	if conf.Master == "" {
+	if conf.Master == "" || !mayShare(conf) {
 		return nil
 	}
+	h, err := link.Open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
 	uses := ipam.Uses{Parent: conf.Master, VLAN: conf.VLAN, HostAccess: conf.HostAccess}
+	of, id, err := splitMaster(h, conf.Master)
+	if err != nil {
+		return err
+	}
+	if id != 0 {
+		uses.Parent, uses.VLAN = of, id
+	}
 	return unshare(ctx, c, ipam.AttachmentRecord{Uses: uses}, func() error { return nil })
 }
 
@@ -81,7 +93,7 @@ func Status(ctx context.Context, req *cni.Request, conf *Config, kind Kind) erro
 			return cni.Errorf(cni.CodeNotAvailable, "%w", err)
 		}
 	}
-	if !touchesLedger(conf, p.ipamType) {
+	if !touchesLedger(conf, &kind, p.ipamType) {
 		return nil
 	}
 	if err := p.client.Status(ctx, p.ipam); err != nil {

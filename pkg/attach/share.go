@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
@@ -28,7 +29,6 @@ import (
 
 // share makes what the attachment uses, and finds what its link sits on.
 func (a *adder) share(ctx context.Context) error {
-	a.carrier = a.parent
 	if !a.uses(a.parent.Name).Shared() {
 		return nil
 	}
@@ -43,7 +43,7 @@ func (a *adder) share(ctx context.Context) error {
 		}
 	}
 	if a.HostAccess {
-		if a.sibling, err = a.parentSide.EnsureSibling(a.carrier); err != nil {
+		if a.sibling, err = a.parentSide.EnsureSibling(a.carrier, a.kind.Name, a.kind.Sibling); err != nil {
 			return cni.Errorf(cni.CodeParent, "%w", err)
 		}
 	}
@@ -73,8 +73,11 @@ func unshare(ctx context.Context, c *client.Client, rec ipam.AttachmentRecord, r
 		return err
 	}
 	defer h.Close()
+	// The same attachment may have come again since rec was read.
 	others := func(users []ipam.AttachmentRecord) bool {
-		return slices.ContainsFunc(users, func(r ipam.AttachmentRecord) bool { return r.Attachment != rec.Attachment })
+		return slices.ContainsFunc(users, func(r ipam.AttachmentRecord) bool {
+			return r.Attachment != rec.Attachment || !rec.Since.IsZero() && r.Since.After(rec.Since)
+		})
 	}
 	carrier := u.Parent
 	if u.VLAN != 0 {
@@ -99,7 +102,8 @@ func unshare(ctx context.Context, c *client.Client, rec ipam.AttachmentRecord, r
 }
 
 // unreach removes what leads to rec through the sibling: to its addresses, and
-// to those of a foreign IPAM plugin, which only its MAC tells.
+// to those of a foreign IPAM plugin, which only its MAC tells (and those have
+// one of their own).
 func unreach(h *link.Handle, carrier string, rec ipam.AttachmentRecord) error {
 	sibling, err := h.ByName(link.SiblingName(carrier))
 	if errors.Is(err, link.ErrNotFound) {
@@ -111,7 +115,7 @@ func unreach(h *link.Handle, carrier string, rec ipam.AttachmentRecord) error {
 	addrs := slices.Clone(rec.Addresses)
 	known, err := h.Neighbours(sibling.Index)
 	for _, n := range known {
-		if n.MAC.String() == rec.MAC && !slices.Contains(addrs, n.Addr) {
+		if rec.Uses.Port == "" && n.MAC.String() == rec.MAC && !slices.Contains(addrs, n.Addr) {
 			addrs = append(addrs, n.Addr)
 		}
 	}
@@ -164,6 +168,25 @@ func (a *adder) meet() error {
 	if len(a.known) == 0 {
 		return invalid("hostAccess: %q has no address that the container could know the host by", a.carrier.Name)
 	}
+	return a.checkWayBack()
+}
+
+// checkWayBack: what a link that shares the parent's MAC sends to the host comes
+// in on the parent, where a strict host does not expect it.
+func (a *adder) checkWayBack() error {
+	if !a.kind.sharesMAC() || a.kind.Layer3 {
+		return nil
+	}
+	strict, err := a.parentSide.StrictRPFilter(a.carrier)
+	if err != nil {
+		return err
+	}
+	for p := range a.known {
+		if strict && p.Addr().Is4() {
+			return cni.Errorf(cni.CodeParent, "hostAccess: the host drops what its own containers send it by %q, as rp_filter is 1 there; set: sysctl net.ipv4.conf.%s.rp_filter=2",
+				a.carrier.Name, strings.ReplaceAll(a.carrier.Name, ".", "/"))
+		}
+	}
 	return nil
 }
 
@@ -175,6 +198,9 @@ func (a *adder) meetHost(h *link.Handle) error {
 			if err := h.AddRoute(a.index, r); err != nil {
 				return err
 			}
+		}
+		if a.kind.Layer3 {
+			continue
 		}
 		if err := h.SetNeighbour(a.index, host, a.sibling.MAC); err != nil {
 			return err
@@ -223,13 +249,14 @@ func (a *adder) reach(ctx context.Context) error {
 		}
 		// Addresses of a foreign IPAM plugin are not in the ledger.
 		for _, n := range known {
-			if bytes.Equal(n.MAC, mac) {
+			if !a.kind.sharesMAC() && bytes.Equal(n.MAC, mac) {
 				want[n.Addr] = mac
 			}
 		}
 	}
+	mine := make(map[netip.Addr]bool)
 	for p := range a.known {
-		want[p.Addr()] = a.mac
+		want[p.Addr()], mine[p.Addr()] = a.mac, true
 	}
 	routed := make(map[netip.Addr]bool)
 	for _, r := range routes {
@@ -243,8 +270,7 @@ func (a *adder) reach(ctx context.Context) error {
 	}
 	for c, mac := range want {
 		host, ok := link.HostAddr(own, c)
-		mine := bytes.Equal(mac, a.mac)
-		if ok && (mine || !routed[c]) {
+		if ok && (mine[c] || !routed[c]) {
 			errs = append(errs, h.Reach(a.sibling, c, host, mac))
 		}
 	}

@@ -29,38 +29,35 @@ type config struct {
 	sources []net.HardwareAddr
 }
 
-// loadAnyway reads a configuration as far as it can be read: what DEL and GC
-// take back was made when it was still valid.
-func loadAnyway(stdin []byte) *config {
-	c := &config{}
-	// Decoding goes on after a value of the wrong type; that the text is JSON
-	// with a network name has been checked before.
-	_ = cni.Decode(stdin, c)
-	return c
+// load is the plugin's attach.Load.
+func load(stdin []byte) (*attach.Config, attach.Kind, error) {
+	c, err := parse(stdin)
+	return &c.Config, c.kind(), err
 }
 
-// load reads a configuration and checks what is macvlan's own in it.
-func load(stdin []byte) (*config, error) {
+// parse reads a configuration, as far as it can be read, and checks what is
+// macvlan's own in it.
+func parse(stdin []byte) (*config, error) {
 	c := &config{}
-	if err := cni.Decode(stdin, c); err != nil {
-		return nil, err
+	if err := cni.Decode(stdin, c); err != nil { // which goes on after a value of the wrong type
+		return c, err
 	}
 	if c.Mode == "" {
 		c.Mode = link.ModeBridge
 	}
 	if !link.IsMode(c.Mode) {
-		return nil, cni.Errorf(types.ErrInvalidNetworkConfig, "mode: %q is none of bridge, private, vepa, passthru, source", c.Mode)
+		return c, cni.Errorf(types.ErrInvalidNetworkConfig, "mode: %q is none of bridge, private, vepa, passthru, source", c.Mode)
 	}
 	if len(c.SourceMACs) > 0 && c.Mode != link.ModeSource {
-		return nil, cni.Errorf(types.ErrInvalidNetworkConfig, "sourceMACs: has a meaning in mode source only, and mode is %s", c.Mode)
+		return c, cni.Errorf(types.ErrInvalidNetworkConfig, "sourceMACs: has a meaning in mode source only, and mode is %s", c.Mode)
 	}
 	if c.NoPromisc && c.Mode != link.ModePassthru {
-		return nil, cni.Errorf(types.ErrInvalidNetworkConfig, "nopromisc: has a meaning in mode passthru only, and mode is %s", c.Mode)
+		return c, cni.Errorf(types.ErrInvalidNetworkConfig, "nopromisc: has a meaning in mode passthru only, and mode is %s", c.Mode)
 	}
 	for i, s := range c.SourceMACs {
 		mac, err := ipam.ParseMAC(fmt.Sprintf("sourceMACs[%d]", i), s)
 		if err != nil {
-			return nil, err
+			return c, err
 		}
 		c.sources = append(c.sources, mac)
 	}

@@ -26,7 +26,7 @@ func TestLoad(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			c, err := load([]byte(tt.conf))
+			c, err := parse([]byte(tt.conf))
 			if tt.want == "" {
 				if err != nil || c.Mode == "" {
 					t.Fatalf("load: mode %q, %v", c.Mode, err)
@@ -43,7 +43,7 @@ func TestLoad(t *testing.T) {
 func FuzzLoad(f *testing.F) {
 	f.Add([]byte(`{"name":"n","mode":"source","sourceMACs":["02:00:00:00:00:01"],"mtu":1400,"ipam":{"type":"underlay"}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := load(data)
+		c, err := parse(data)
 		if err == nil && (c.Mode == "" || len(c.sources) != len(c.SourceMACs)) {
 			t.Fatalf("loaded without mode or with %d of %d sources", len(c.sources), len(c.SourceMACs))
 		}

@@ -6,9 +6,9 @@ package main
 import (
 	"os"
 
-	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/attach"
 )
 
 func main() {
-	os.Exit(cni.Plugin{Name: "macvlan", Add: add, Del: del, Check: check, GC: gc, Status: status}.Main())
+	os.Exit(attach.Plugin("macvlan", load).Main())
 }
