@@ -181,6 +181,8 @@ func TestWireConflict(t *testing.T) {
 			want: []string{"192.0.2.13", "2001:db8::13"}, quarantined: []string{"192.0.2.10", "192.0.2.11", "2001:db8::12"}},
 		{name: "sibling", make: siblingHolds("192.0.2.11/24", "2001:db8::12/64"),
 			want: []string{"192.0.2.13", "2001:db8::13"}, quarantined: []string{"192.0.2.11", "2001:db8::12"}},
+		{name: "source mode, which hears nobody", conf: keys{"mode": "source"}, make: holds("192.0.2.10/24", "2001:db8::11/64"),
+			want: []string{"192.0.2.12", "2001:db8::12"}, quarantined: []string{"192.0.2.10", "2001:db8::11"}},
 		{name: "off", conf: off, make: holds("192.0.2.10/24", "2001:db8::10/64"), want: []string{"192.0.2.10", "2001:db8::10"}},
 		{name: "requested IPv4", args: [][2]string{{"IP", "192.0.2.15"}}, make: holds("192.0.2.15/24"), quarantined: []string{"192.0.2.15"}},
 		{name: "requested IPv6", args: [][2]string{{"IP", "2001:db8::15"}}, make: holds("2001:db8::15/64"), quarantined: []string{"2001:db8::15"}},
