@@ -165,7 +165,7 @@ func (k *tally) wantEveryPoint(t *testing.T) {
 // pointsInSource are all fault points, with the file that each is in.
 func pointsInSource(t *testing.T) map[string]string {
 	t.Helper()
-	root, err := binaries.Root(t.Context())
+	root, err := binaries.Root()
 	if err != nil {
 		t.Fatal(err)
 	}

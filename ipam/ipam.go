@@ -105,7 +105,7 @@ type Uses struct {
 	// on Parent (or on its VLAN sub-interface).
 	HostAccess bool `json:"hostAccess,omitempty"`
 	// Port is the setting that all children of the parent have in common, such
-	// as "ipvlan l3 bridge"; "" where each child has its own.
+	// as "ipvlan mode l3, flag bridge"; "" where each child has its own.
 	Port string `json:"port,omitempty"`
 }
 

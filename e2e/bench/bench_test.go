@@ -80,7 +80,7 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	var complaint strings.Builder
-	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "-bin", dir, "-rounds", "1", "-run", "one|many", "-json")
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "-bin", dir, "-rounds", "1", "-run", "one|many|ipvlan", "-json")
 	cmd.Stderr = &complaint
 	out, err := cmd.Output()
 	if err != nil {
@@ -96,11 +96,15 @@ func TestRun(t *testing.T) {
 			got[s.Section]++
 		}
 	}
-	want := map[string]int{sectionOne: 10, sectionMany: 10} // 5 variants, ADD and DEL
+	// 5 variants, of ipvlan 2; ADD and DEL.
+	want := map[string]int{sectionOne: 10, sectionMany: 10, sectionIpvlan: 4}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("series with results (-want +got):\n%s", diff)
 	}
-	if len(report.Budgets) == 0 {
-		t.Error("no budget was judged")
+	if report.Guest == "" || report.Guest == report.Machine.Kernel {
+		t.Errorf("the guest's kernel is %q, the machine's %q", report.Guest, report.Machine.Kernel)
+	}
+	if len(report.Budgets) < 5+len(report.Sizes) {
+		t.Errorf("%d budgets were judged", len(report.Budgets))
 	}
 }

@@ -22,11 +22,7 @@ func (r *Report) judge() []Budget {
 	)
 	var budgets []Budget
 	judge := func(what string, limit float64, atLeast bool, measured float64) {
-		pass := measured <= limit
-		if atLeast {
-			pass = measured >= limit
-		}
-		budgets = append(budgets, Budget{what, limit, atLeast, measured, pass})
+		budgets = append(budgets, newBudget(what, limit, atLeast, measured))
 	}
 
 	for _, ratio := range []struct {
@@ -56,8 +52,20 @@ func (r *Report) judge() []Budget {
 		judge(sectionScale+": seconds in all", 30, false, seconds(with))
 		judge(sectionScale+": seconds of IPAM", 5, false, seconds(with)-seconds(without))
 	}
+	return append(budgets, r.judgeSizes()...)
+}
+
+func (r *Report) judgeSizes() (budgets []Budget) {
 	for _, size := range r.Sizes {
-		judge(fmt.Sprintf("size of %s: MB", size.Program), 4.5, false, size.MB)
+		budgets = append(budgets, newBudget(fmt.Sprintf("size of %s: MB", size.Program), 4.5, false, size.MB))
 	}
 	return budgets
+}
+
+func newBudget(what string, limit float64, atLeast bool, measured float64) Budget {
+	pass := measured <= limit
+	if atLeast {
+		pass = measured >= limit
+	}
+	return Budget{what, limit, atLeast, measured, pass}
 }

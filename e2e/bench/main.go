@@ -1,6 +1,6 @@
-// Command bench measures the macvlan and underlay binaries beside the reference
-// plugins and a floor program (package floor) that makes only the netlink calls
-// of an attachment. All are called through libcni, as a runtime calls them, in
+// Command bench measures the macvlan, ipvlan and underlay binaries beside the
+// reference plugins and a floor program (package floor) that makes only the
+// netlink calls of an attachment. All are called through libcni, as a runtime calls them, in
 // rounds of changing order, so that what disturbs the machine disturbs all
 // alike: the ratios mean more than the milliseconds.
 //
@@ -10,15 +10,20 @@
 // clock runs. Ledgers and host-local's files lie on a disk: how long durability
 // takes is part of what is measured.
 //
+// What is about ipvlan runs in a guest (e2e/vm), whose kernel has it and which is
+// several times slower: there only the ratios mean something.
+//
 // It leaves out throughput, and everything that needs the agent.
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -27,11 +32,16 @@ import (
 	"syscall"
 
 	"github.com/underlay-cni/underlay/e2e/binaries"
+	"github.com/underlay-cni/underlay/e2e/vm"
 )
 
-// scratchEnv is set for the process inside the namespaces: the folder that the
-// process outside prepared.
-const scratchEnv = "UNDERLAY_BENCH_SCRATCH"
+// Environment of the processes that measure.
+const (
+	// scratchEnv is the folder that the process outside prepared.
+	scratchEnv = "UNDERLAY_BENCH_SCRATCH"
+	// guestEnv is set in a guest.
+	guestEnv = "UNDERLAY_BENCH_GUEST"
+)
 
 // options are the command line.
 type options struct {
@@ -58,11 +68,14 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	scratch := os.Getenv(scratchEnv)
-	if scratch == "" {
-		return outside(ctx, o)
+	if scratch := os.Getenv(scratchEnv); scratch != "" {
+		report, err := inside(ctx, o, scratch)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(report)
 	}
-	report, err := inside(ctx, o, scratch)
+	report, err := outside(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -81,7 +94,7 @@ func parse() (options, error) {
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "folder on a disk, for the ledgers")
 	flag.IntVar(&o.rounds, "rounds", 240, "attachments per variant, one at a time; other sections scale with it")
 	flag.IntVar(&o.workers, "workers", 8, "attachments at once")
-	flag.StringVar(&only, "run", "", "run only the sections that match: one, many, ipv6, held, scale")
+	flag.StringVar(&only, "run", "", "run only the sections that match: one, many, ipv6, held, scale, ipvlan")
 	flag.BoolVar(&o.scale, "scale", false, "also attach 128 pods to 16 networks each (2 minutes more)")
 	flag.BoolVar(&o.json, "json", false, "print JSON")
 	flag.Parse()
@@ -102,33 +115,89 @@ func parse() (options, error) {
 }
 
 // outside builds what ours is compared with, where the network still is, and
-// starts this program again inside fresh namespaces. The kernel removes those,
-// with every link and mount in them, when the process inside ends.
-func outside(ctx context.Context, o options) (err error) {
+// starts this program again where it measures.
+func outside(ctx context.Context, o options) (r *Report, err error) {
+	if r, err = newReport(o.workers); err != nil {
+		return nil, err
+	}
+	if err := r.weigh(o.bin); err != nil {
+		return nil, err
+	}
 	scratch, err := os.MkdirTemp(o.dir, "underlay-bench-")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
 	if err := onDisk(scratch); err != nil {
-		return err
+		return nil, err
 	}
 	fmt.Fprintln(os.Stderr, "building the reference plugins and the floor program")
-	if err := binaries.Reference(ctx, referenceDir(scratch), "./plugins/main/macvlan", "./plugins/ipam/host-local"); err != nil {
-		return err
+	if err := binaries.Reference(ctx, referenceDir(scratch), "./plugins/main/macvlan", "./plugins/main/ipvlan", "./plugins/ipam/host-local"); err != nil {
+		return nil, err
 	}
 	if err := binaries.Package(ctx, floorDir(scratch), "./e2e/bench/floor"); err != nil {
-		return err
+		return nil, err
 	}
 
+	ran := false
+	for _, place := range []struct {
+		guest bool
+		run   func(context.Context, io.Writer, string) error
+	}{{false, inNamespaces}, {true, inGuest}} {
+		if len(o.wanted(place.guest)) == 0 {
+			continue
+		}
+		ran = true
+		var out bytes.Buffer
+		if err := place.run(ctx, &out, scratch); err != nil {
+			return nil, fmt.Errorf("measure: %w", err)
+		}
+		var part Report
+		if err := json.Unmarshal(out.Bytes(), &part); err != nil {
+			return nil, fmt.Errorf("measure: read the report: %w", err)
+		}
+		if place.guest {
+			r.Guest = part.Machine.Kernel
+		}
+		r.Series = append(r.Series, part.Series...)
+		r.Budgets = append(r.Budgets, part.Budgets...)
+	}
+	if !ran {
+		return nil, fmt.Errorf("-run %q: no section of that name", o.only)
+	}
+	r.Budgets = append(r.Budgets, r.judgeSizes()...)
+	return r, nil
+}
+
+// inNamespaces runs this program in fresh namespaces. The kernel removes those,
+// with every link and mount in them, when it ends.
+func inNamespaces(ctx context.Context, stdout io.Writer, scratch string) error {
 	again := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
 	again.Env = append(os.Environ(), scratchEnv+"="+scratch)
-	again.Stdout, again.Stderr = os.Stdout, os.Stderr
+	again.Stdout, again.Stderr = stdout, os.Stderr
 	again.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
-	if err := again.Run(); err != nil {
-		return fmt.Errorf("measure: %w", err)
+	return again.Run()
+}
+
+// inGuest runs this program in a guest.
+func inGuest(ctx context.Context, stdout io.Writer, scratch string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
 	}
-	return nil
+	here, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	exits, err := vm.Run(ctx, vm.Job{
+		Args: append([]string{self}, os.Args[1:]...), Dir: here,
+		Env:    []string{scratchEnv + "=" + scratch, guestEnv + "=1"},
+		Stdout: stdout, Stderr: os.Stderr,
+	})
+	if err == nil && exits[0] != 0 {
+		err = fmt.Errorf("exit status %d in the guest", exits[0])
+	}
+	return err
 }
 
 func referenceDir(scratch string) string { return filepath.Join(scratch, "reference") }

@@ -24,12 +24,15 @@ const (
 	sectionIPv6  = "macvlan, IPv6 with a gateway"
 	sectionHeld  = "IPAM alone, addresses of a /16 held"
 	sectionScale = "128 pods x 16 networks"
+	// in a guest
+	sectionIpvlan = "ipvlan l2, one at a time, in a guest"
 )
 
 // Report is what one run found.
 type Report struct {
 	Machine Machine   `json:"machine"`
-	Workers int       `json:"workers"` // where several are at once
+	Guest   string    `json:"guest,omitempty"` // version of its kernel, if there was one
+	Workers int       `json:"workers"`         // where several are at once
 	Series  []*Series `json:"series"`
 	Sizes   []Size    `json:"sizes"`
 	Budgets []Budget  `json:"budgets"`
@@ -63,7 +66,7 @@ type Size struct {
 	MB      float64 `json:"mb"` // 10^6 bytes
 }
 
-func newReport(bin string, workers int) (*Report, error) {
+func newReport(workers int) (*Report, error) {
 	r := &Report{Machine: Machine{CPU: "unknown", CPUs: runtime.NumCPU()}, Workers: workers}
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -78,20 +81,25 @@ func newReport(bin string, workers int) (*Report, error) {
 			}
 		}
 	}
-	for _, program := range []string{"macvlan", "underlay"} {
+	return r, nil
+}
+
+// weigh looks at our binaries.
+func (r *Report) weigh(bin string) error {
+	for _, program := range []string{"macvlan", "ipvlan", "underlay"} {
 		path := filepath.Join(bin, program)
 		file, err := os.Stat(path)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		r.Sizes = append(r.Sizes, Size{program, float64(file.Size()) / 1e6})
 		build, err := buildinfo.ReadFile(path)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		r.Machine.Go = build.GoVersion
 	}
-	return r, nil
+	return nil
 }
 
 func (r *Report) find(section, variant, verb string) *Series {
@@ -155,6 +163,9 @@ func (r *Report) print(out io.Writer) error {
 	buffered := bufio.NewWriter(out)
 	fmt.Fprintf(buffered, "%d x %s, Linux %s, %s; several at once: %d\n",
 		r.Machine.CPUs, r.Machine.CPU, r.Machine.Kernel, r.Machine.Go, r.Workers)
+	if r.Guest != "" {
+		fmt.Fprintf(buffered, "in a guest: Linux %s\n", r.Guest)
+	}
 	table := tabwriter.NewWriter(buffered, 0, 0, 2, ' ', tabwriter.AlignRight)
 	var section string
 	for _, s := range r.Series {

@@ -22,32 +22,46 @@ type bench struct {
 	report  *Report
 }
 
-// inside runs the sections.
+// section is one of the things to measure.
+type section struct {
+	name  string
+	guest bool // it needs a guest's kernel
+	run   func(*bench, context.Context) error
+}
+
+// wanted are the sections to run in a guest, or those to run elsewhere.
+func (o options) wanted(guest bool) (wanted []section) {
+	for _, s := range []section{
+		{"one", false, (*bench).one},
+		{"many", false, (*bench).many},
+		{"ipv6", false, (*bench).ipv6},
+		{"held", false, (*bench).held},
+		{"scale", false, (*bench).scaled},
+		{"ipvlan", true, (*bench).ipvlan},
+	} {
+		if s.guest == guest && o.only.MatchString(s.name) && (s.name != "scale" || o.scale) {
+			wanted = append(wanted, s)
+		}
+	}
+	return wanted
+}
+
+// inside runs the sections that are for where it is.
 func inside(ctx context.Context, o options, scratch string) (*Report, error) {
-	stage, err := newStage(scratch)
+	guest := os.Getenv(guestEnv) != ""
+	stage, err := newStage(scratch, guest)
 	if err != nil {
 		return nil, err
 	}
-	report, err := newReport(o.bin, o.workers)
+	report, err := newReport(o.workers)
 	if err != nil {
 		return nil, err
 	}
 	b := &bench{options: o, scratch: scratch, stage: stage, report: report}
-	sections := []struct {
-		name string
-		run  func(context.Context) error
-	}{
-		{"one", b.one}, {"many", b.many}, {"ipv6", b.ipv6}, {"held", b.held}, {"scale", b.scaled},
-	}
-	ran := false
-	for _, section := range sections {
-		if !o.only.MatchString(section.name) || section.name == "scale" && !o.scale {
-			continue
-		}
-		ran = true
+	for _, section := range o.wanted(guest) {
 		start := time.Now()
 		fmt.Fprintf(os.Stderr, "%s ... ", section.name)
-		if err := section.run(ctx); err != nil {
+		if err := section.run(b, ctx); err != nil {
 			return nil, fmt.Errorf("%s: %w", section.name, err)
 		}
 		if err := stage.clear(); err != nil {
@@ -55,17 +69,18 @@ func inside(ctx context.Context, o options, scratch string) (*Report, error) {
 		}
 		fmt.Fprintf(os.Stderr, "%.0f s\n", time.Since(start).Seconds())
 	}
-	if !ran {
-		return nil, fmt.Errorf("-run %q: no section of that name", o.only)
-	}
 	report.finish()
 	return report, nil
 }
 
 // macvlan is a macvlan variant without IPAM, or with one on pool p.
 func (b *bench) macvlan(section, name, binaries, ipam string, p pool) (variant, error) {
+	return b.network(object{"type": "macvlan", "mode": "bridge"}, section, name, binaries, ipam, p)
+}
+
+func (b *bench) network(conf object, section, name, binaries, ipam string, p pool) (variant, error) {
 	dir := filepath.Join(b.scratch, section, name)
-	conf := object{"type": "macvlan", "master": parent, "mode": "bridge"}
+	conf["master"] = parent
 	if binaries == b.bin {
 		conf["dataDir"], conf["runDir"] = filepath.Join(dir, "data"), filepath.Join("/run", section, name)
 	}
@@ -130,6 +145,35 @@ func (b *bench) ipv6(ctx context.Context) error {
 	}
 	variants[3].every = 4 // it waits for duplicate address detection, nearly 2 s
 	return b.alternate(ctx, sectionIPv6, max(1, b.rounds/6), variants)
+}
+
+// ipvlan compares mode l2 with the reference, as far as that goes. All links are
+// on one parent, so they have to have different addresses.
+func (b *bench) ipvlan(ctx context.Context) error {
+	var variants []variant
+	for _, v := range []struct {
+		name, binaries, ipam string
+		pool                 pool
+	}{
+		{refHostLocal, referenceDir(b.scratch), "host-local", pool{"10.11.0.0/16", "10.11.0.1", ipv4.everywhere}},
+		{oursIPAM, b.bin, "underlay", ipv4},
+	} {
+		made, err := b.network(object{"type": "ipvlan", "mode": "l2"}, "ipvlan", v.name, v.binaries, v.ipam, v.pool)
+		if err != nil {
+			return err
+		}
+		// The first on a parent looks whether others have set it otherwise; those
+		// measured are not.
+		first, err := b.stage.attachment(made)
+		if err != nil {
+			return err
+		}
+		if _, err := first.add(ctx); err != nil {
+			return err
+		}
+		variants = append(variants, made)
+	}
+	return b.alternate(ctx, sectionIpvlan, max(1, b.rounds/6), variants)
 }
 
 func (b *bench) declare(section string, variants []variant) {

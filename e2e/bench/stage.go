@@ -31,19 +31,38 @@ type stage struct {
 	paths []string // namespaces not removed yet
 }
 
-func newStage(scratch string) (*stage, error) {
+// newStage prepares the process's namespaces, or a guest.
+func newStage(scratch string, guest bool) (*stage, error) {
 	s := &stage{dir: filepath.Join(scratch, "netns")}
-	if err := os.Mkdir(s.dir, 0o755); err != nil {
-		return nil, err
-	}
-	// /run is in memory on a real node, and private to this process here.
-	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"); err != nil {
+	if guest {
+		if err := prepareGuest(scratch); err != nil {
+			return nil, err
+		}
+	} else if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"); err != nil {
+		// /run is in memory on a real node, and private to this process here.
 		return nil, fmt.Errorf("mount a tmpfs on /run: %w", err)
+	}
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return nil, err
 	}
 	if err := s.connect(); err != nil {
 		return nil, fmt.Errorf("connect %s: %w", parent, err)
 	}
 	return s, nil
+}
+
+// prepareGuest makes a guest what a machine is: its /run is in memory already,
+// and all else the machine's, which it cannot write to.
+func prepareGuest(scratch string) error {
+	if err := unix.Mount("none", scratch, "hostfs", 0, scratch); err != nil {
+		return fmt.Errorf("mount %s: %w", scratch, err)
+	}
+	// The first socket makes the kernel load IPv6; an address would not.
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return fmt.Errorf("load IPv6: %w", err)
+	}
+	return unix.Close(fd)
 }
 
 // connect makes the parent and what is at its other end.

@@ -155,5 +155,5 @@ func TestPluginDependencies(t *testing.T) {
 			}
 		}
 	}
-	atLeast(t, "plugin programs", programs, 2)
+	atLeast(t, "plugin programs", programs, 3)
 }

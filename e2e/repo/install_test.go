@@ -15,6 +15,7 @@ type sandbox struct{ destdir, bin, root string }
 
 const (
 	plugin  = "/opt/cni/bin/macvlan"
+	another = "/opt/cni/bin/ipvlan"
 	ipam    = "/opt/cni/bin/underlay"
 	ctl     = "/usr/local/sbin/underlayctl"
 	foreign = "somebody else's binary"
@@ -88,7 +89,7 @@ func (s sandbox) want(t *testing.T, want map[string]string) {
 }
 
 func TestInstall(t *testing.T) {
-	ours := map[string]string{plugin: "ours", ipam: "ours", ctl: "ours"}
+	ours := map[string]string{plugin: "ours", another: "ours", ipam: "ours", ctl: "ours"}
 
 	t.Run("into nothing, again, and out", func(t *testing.T) {
 		s := newSandbox(t)
@@ -105,7 +106,8 @@ func TestInstall(t *testing.T) {
 		s.put(t, plugin)
 		s.mustMake(t, "install", "PREFIX=underlay-")
 		s.want(t, map[string]string{
-			plugin: "foreign", "/opt/cni/bin/underlay-macvlan": "ours", ipam: "ours", ctl: "ours",
+			plugin: "foreign", "/opt/cni/bin/underlay-macvlan": "ours", "/opt/cni/bin/underlay-ipvlan": "ours",
+			ipam: "ours", ctl: "ours",
 		})
 		s.mustMake(t, "uninstall", "PREFIX=underlay-")
 		s.want(t, map[string]string{plugin: "foreign"})
@@ -114,7 +116,8 @@ func TestInstall(t *testing.T) {
 		s := newSandbox(t)
 		s.mustMake(t, "install", "BINDIR=/usr/libexec/cni", "SBINDIR=/sbin")
 		s.want(t, map[string]string{
-			"/usr/libexec/cni/macvlan": "ours", "/usr/libexec/cni/underlay": "ours", "/sbin/underlayctl": "ours",
+			"/usr/libexec/cni/macvlan": "ours", "/usr/libexec/cni/ipvlan": "ours", "/usr/libexec/cni/underlay": "ours",
+			"/sbin/underlayctl": "ours",
 		})
 	})
 	t.Run("refuses a foreign binary and changes nothing", func(t *testing.T) {
@@ -130,7 +133,7 @@ func TestInstall(t *testing.T) {
 		s := newSandbox(t)
 		s.put(t, plugin)
 		s.mustMake(t, "install", "FORCE=1")
-		forced := map[string]string{plugin: "ours", plugin + ".orig": "foreign", ipam: "ours", ctl: "ours"}
+		forced := map[string]string{plugin: "ours", plugin + ".orig": "foreign", another: "ours", ipam: "ours", ctl: "ours"}
 		s.want(t, forced)
 		s.mustMake(t, "install", "FORCE=1")
 		s.want(t, forced)

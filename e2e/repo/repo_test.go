@@ -51,7 +51,7 @@ func (p pkg) room() string {
 func under(path, folder string) bool { return path == folder || strings.HasPrefix(path, folder+"/") }
 
 var packages = sync.OnceValues(func() ([]pkg, error) {
-	root, err := binaries.Root(context.Background())
+	root, err := binaries.Root()
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func atLeast(t *testing.T, what string, found, want int) {
 
 func rootDir(t *testing.T) string {
 	t.Helper()
-	root, err := binaries.Root(t.Context())
+	root, err := binaries.Root()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -126,27 +126,40 @@ func unreach(h *link.Handle, carrier string, rec ipam.AttachmentRecord) error {
 	return errors.Join(errs...)
 }
 
-// hostAddresses are those of the interface that the link will sit on: in the
-// container's subnet, but nobody answers for them to a sibling's probe.
+// hostAddresses are those that nobody answers for to a sibling's probe: of the
+// interface that the link will sit on, and those that it may know the host by.
 func (a *adder) hostAddresses() ([]netip.Addr, error) {
 	carrier := a.parent
 	if a.VLAN != 0 {
 		name, _ := link.VLANName(a.parent.Name, a.VLAN)
 		l, err := a.parentSide.ByName(name)
-		if errors.Is(err, link.ErrNotFound) {
+		switch {
+		case err == nil:
+			carrier = l
+		case !errors.Is(err, link.ErrNotFound):
+			return nil, err
+		case !a.HostAccess:
 			return nil, nil
 		}
-		if err != nil {
-			return nil, err
-		}
-		carrier = l
 	}
-	list, err := a.parentSide.Addrs(carrier.Index)
+	list, err := a.addrsOf(carrier)
 	out := make([]netip.Addr, len(list))
 	for i, p := range list {
 		out[i] = p.Addr()
 	}
 	return out, err
+}
+
+// addrsOf are the host's addresses on a carrier. With hostAccess those of the
+// parent follow: a sub-interface that is made on demand has none, and the host
+// takes what is for any of its addresses.
+func (a *adder) addrsOf(carrier link.Link) ([]link.Addr, error) {
+	own, err := a.parentSide.Addrs(carrier.Index)
+	if err != nil || !a.HostAccess || carrier.Index == a.parent.Index {
+		return own, err
+	}
+	more, err := a.parentSide.Addrs(a.parent.Index)
+	return append(own, more...), err
 }
 
 // meet pairs each address of the container with the address that it is to
@@ -155,7 +168,7 @@ func (a *adder) meet() error {
 	if !a.HostAccess {
 		return nil
 	}
-	own, err := a.parentSide.Addrs(a.carrier.Index)
+	own, err := a.addrsOf(a.carrier)
 	if err != nil {
 		return err
 	}
@@ -166,7 +179,7 @@ func (a *adder) meet() error {
 		}
 	}
 	if len(a.known) == 0 {
-		return invalid("hostAccess: %q has no address that the container could know the host by", a.carrier.Name)
+		return invalid("hostAccess: %q has no address that the container could know the host by", a.parent.Name)
 	}
 	return a.checkWayBack()
 }
@@ -222,7 +235,7 @@ func (a *adder) reach(ctx context.Context) error {
 	}
 	defer unlock()
 	h := a.parentSide
-	own, err := h.Addrs(a.carrier.Index)
+	own, err := a.addrsOf(a.carrier)
 	if err != nil {
 		return err
 	}

@@ -62,6 +62,7 @@ type attachmentView struct {
 type linkView struct {
 	Kind       string         `json:"kind"`
 	Mode       string         `json:"mode,omitempty"`
+	Flag       string         `json:"flag,omitempty"`
 	Up         bool           `json:"up"`
 	MTU        int            `json:"mtu"`
 	MAC        string         `json:"mac"`
@@ -130,7 +131,7 @@ func (v attachmentView) people(t *table) {
 	if v.Link.Up {
 		state = "up"
 	}
-	kind := strings.TrimSpace(v.Link.Kind + " " + v.Link.Mode)
+	kind := strings.TrimSpace(strings.Join([]string{v.Link.Kind, v.Link.Mode, v.Link.Flag}, " "))
 	t.field("Link", fmt.Sprintf("%s, %s, MTU %d, MAC %s, %s", kind, state, v.Link.MTU, v.Link.MAC, join(v.Link.Addresses, " ")))
 	t.field("Senders", strings.Join(v.Link.SourceMACs, " "))
 }
@@ -182,7 +183,7 @@ func lookAtLink(r ipam.AttachmentRecord) (*linkView, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &linkView{Kind: l.Kind, Mode: l.Mode, Up: l.Up, MTU: l.MTU, MAC: l.MAC.String(), SourceMACs: macs(l), Addresses: []netip.Prefix{}}
+	v := &linkView{Kind: l.Kind, Mode: l.Mode, Flag: l.Flag, Up: l.Up, MTU: l.MTU, MAC: l.MAC.String(), SourceMACs: macs(l), Addresses: []netip.Prefix{}}
 	for _, x := range addrs {
 		v.Addresses = append(v.Addresses, x.Prefix)
 	}
@@ -236,8 +237,12 @@ func (a *app) attachmentsOf(ctx context.Context, id, ifName string) ([]ipam.Atta
 	return recs, nil
 }
 
-// uses says what an attachment shares; empty for nothing.
+// uses says what an attachment shares, and which setting of its parent it
+// depends on; empty for nothing.
 func uses(u ipam.Uses) string {
+	if !u.Any() {
+		return ""
+	}
 	var parts []string
 	if u.VLAN != 0 {
 		parts = append(parts, fmt.Sprintf("vlan %d", u.VLAN))
@@ -245,10 +250,14 @@ func uses(u ipam.Uses) string {
 	if u.HostAccess {
 		parts = append(parts, "hostAccess")
 	}
-	if len(parts) == 0 {
-		return ""
+	text := u.Parent
+	if len(parts) > 0 {
+		text = strings.Join(parts, "+") + " on " + u.Parent
 	}
-	return strings.Join(parts, "+") + " on " + u.Parent
+	if u.Port != "" {
+		text += " as " + u.Port
+	}
+	return text
 }
 
 func join[T fmt.Stringer](list []T, by string) string {

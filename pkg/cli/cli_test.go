@@ -18,6 +18,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/pkg/cli"
+	"github.com/underlay-cni/underlay/pkg/link"
 )
 
 func TestMain(m *testing.M) {
@@ -94,9 +95,14 @@ func fill(dir string) error {
 		return err
 	}
 	for _, step := range []func() error{
-		func() error { return allocate(web, "eth0", lan, alive("web"), ipam.Uses{}) },
 		func() error {
-			return allocate(web, "net1", dmz, alive("web"), ipam.Uses{Parent: "eth1", VLAN: 100, HostAccess: true})
+			return allocate(web, "eth0", lan, alive("web"),
+				ipam.Uses{Parent: "eth1", Port: link.Ipvlan{Mode: link.ModeL2, Flag: link.FlagPrivate}.Port()})
+		},
+		func() error {
+			return allocate(web, "net1", dmz, alive("web"), ipam.Uses{
+				Parent: "eth1", VLAN: 100, HostAccess: true, Port: link.Ipvlan{Mode: link.ModeL3, Flag: link.FlagBridge}.Port(),
+			})
 		},
 		func() error { return allocate(db, "eth0", lan, alive("db"), ipam.Uses{}) },
 		func() error { return allocate(api, "eth0", lan, alive("api"), ipam.Uses{}) },

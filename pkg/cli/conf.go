@@ -33,7 +33,7 @@ type confList struct {
 	CNIVersion string `json:"cniVersion"`
 	Name       string `json:"name"`
 	*nerdctlKeys
-	Plugins []macvlanConf `json:"plugins"`
+	Plugins []pluginConf `json:"plugins"`
 }
 
 // nerdctlKeys make a network one of nerdctl's own, for `nerdctl network`. The
@@ -43,11 +43,12 @@ type nerdctlKeys struct {
 	Labels map[string]string `json:"nerdctlLabels"`
 }
 
-type macvlanConf struct {
+type pluginConf struct {
 	Type         string          `json:"type"`
 	Master       string          `json:"master"`
 	VLAN         int             `json:"vlan,omitempty"`
 	Mode         string          `json:"mode"`
+	Flag         string          `json:"flag,omitempty"`
 	HostAccess   bool            `json:"hostAccess,omitempty"`
 	DataDir      string          `json:"dataDir,omitempty"`
 	RunDir       string          `json:"runDir,omitempty"`
@@ -75,35 +76,24 @@ type routeConf struct {
 // confFor is the command for one runtime; finish adds what that wants and
 // returns where it looks for the file.
 func (a *app) confFor(runtime string, finish func(*confList) (path string)) *cobra.Command {
-	p := macvlanConf{Type: "macvlan", Capabilities: map[string]bool{"ips": true, "mac": true}}
+	var p pluginConf
 	var ip4, ip6 rangeConf
 	c := &cobra.Command{
 		Use:   runtime + " NAME --master INTERFACE --subnet PREFIX",
-		Short: "Write a macvlan network for " + runtime + " to stdout",
-		Long: "Write a macvlan network for " + runtime + ` to stdout, and where to save it to stderr.
-Its cniVersion is the newest that all versions of the runtime know; where the
-runtime has containerd 2, set 1.1.0, for GC and STATUS.`,
+		Short: "Write a macvlan or ipvlan network for " + runtime + " to stdout",
+		Long: "Write a macvlan or ipvlan network for " + runtime + ` to stdout, and where to save
+it to stderr. Its cniVersion is the newest that all versions of the runtime
+know; where the runtime has containerd 2, set 1.1.0, for GC and STATUS.`,
 		Example: "  underlayctl conf " + runtime + " lan --master eth1 --subnet 192.0.2.0/24 \\\n" +
 			"    --range-start 192.0.2.100 --range-end 192.0.2.199",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p.DataDir, p.RunDir = a.dataDir, a.runDir
-			list := confList{CNIVersion: confVersion, Name: args[0], Plugins: []macvlanConf{p}}
+			list := confList{CNIVersion: confVersion, Name: args[0], Plugins: []pluginConf{p}}
 			if err := list.complete(ip4, ip6); err != nil {
 				return &usageError{err}
 			}
-			notes := []string{"save this as " + finish(&list)}
-			for _, set := range list.Plugins[0].IPAM.Ranges {
-				if set[0].RangeStart == "" && set[0].RangeEnd == "" {
-					notes = append(notes, fmt.Sprintf("it gives out all of %s: where others are in there, DHCP or another host with containers, use --range-start and --range-end", set[0].Subnet))
-				}
-			}
-			if p.Mode == link.ModeSource {
-				notes = append(notes, `nothing gets in before "sourceMACs" lists senders`)
-			}
-			if p.Mode == link.ModeBridge && !p.HostAccess {
-				notes = append(notes, "this host and its containers do not reach each other: that takes --host-access")
-			}
+			notes := append([]string{"save this as " + finish(&list)}, list.Plugins[0].notes()...)
 			if err := printJSON(cmd.OutOrStdout(), list); err != nil {
 				return err
 			}
@@ -115,11 +105,12 @@ runtime has containerd 2, set 1.1.0, for GC and STATUS.`,
 	}
 	f := c.Flags()
 	f.SortFlags = false
-	f.StringVar(&p.Type, "type", "macvlan", "`name` of the plugin's binary, such as underlay-macvlan")
+	f.StringVar(&p.Type, "type", "macvlan", "`name` of the plugin's binary: macvlan, ipvlan, or that with a prefix")
 	f.StringVar(&p.Master, "master", "", "`interface` of the host that the containers sit on (required)")
 	f.IntVar(&p.VLAN, "vlan", 0, "`id` of the VLAN on it that they are in (default none)")
-	f.StringVar(&p.Mode, "mode", link.ModeBridge, "`mode` bridge, private, vepa, passthru or source")
-	f.BoolVar(&p.HostAccess, "host-access", false, "let this host and its containers reach each other (mode bridge)")
+	f.StringVar(&p.Mode, "mode", "", "`mode` bridge (default), private, vepa, passthru or source; of ipvlan l2 (default), l3 or l3s")
+	f.StringVar(&p.Flag, "flag", "", "`flag` of ipvlan: bridge (default), private or vepa")
+	f.BoolVar(&p.HostAccess, "host-access", false, "let this host and its containers reach each other (mode or flag bridge)")
 	ip4.flags(c, "", "", "192.0.2.0/24")
 	ip6.flags(c, "ip6-", "IPv6: ", "2001:db8::/64")
 	return c
@@ -134,8 +125,8 @@ func (r *rangeConf) flags(c *cobra.Command, prefix, label, subnet string) {
 	f.StringVar(&r.RangeEnd, prefix+"range-end", "", label+"last `address` to give out")
 }
 
-// complete checks a list as the plugin would, and adds the ranges with what
-// they leave open, and a default route to each gateway.
+// complete checks a list as the plugin would, and adds what it leaves open: the
+// mode, the gateways, and a default route to each of them.
 func (c *confList) complete(sets ...rangeConf) error {
 	p := &c.Plugins[0]
 	p.IPAM = ipamConf{Type: "underlay"}
@@ -144,7 +135,10 @@ func (c *confList) complete(sets ...rangeConf) error {
 			p.IPAM.Ranges = append(p.IPAM.Ranges, []rangeConf{r})
 		}
 	}
-	if err := c.checkMacvlan(); err != nil {
+	if err := c.check(); err != nil {
+		return err
+	}
+	if err := p.completeKind(); err != nil {
 		return err
 	}
 	object, err := json.Marshal(p.IPAM)
@@ -157,7 +151,7 @@ func (c *confList) complete(sets ...rangeConf) error {
 	}
 	for i, set := range loaded.Pool.Sets {
 		gw := set[0].Gateway
-		if !gw.IsValid() {
+		if !gw.IsValid() || p.layer3() {
 			continue
 		}
 		p.IPAM.Ranges[i][0].Gateway = gw.String()
@@ -170,7 +164,8 @@ func (c *confList) complete(sets ...rangeConf) error {
 	return nil
 }
 
-func (c *confList) checkMacvlan() error {
+// check checks what all kinds of links have.
+func (c *confList) check() error {
 	p := c.Plugins[0]
 	if err := utils.ValidateNetworkName(c.Name); err != nil {
 		return fmt.Errorf("network name %q: letters, digits, dot, dash and underscore make one", c.Name)
@@ -184,12 +179,93 @@ func (c *confList) checkMacvlan() error {
 	switch {
 	case len(p.IPAM.Ranges) == 0:
 		return fmt.Errorf("--subnet is missing")
-	case !link.IsMode(p.Mode):
-		return fmt.Errorf("--mode: %q is none of bridge, private, vepa, passthru, source", p.Mode)
 	case p.VLAN < 0 || p.VLAN > 4094:
 		return fmt.Errorf("--vlan: %d is not a VLAN id from 1 to 4094", p.VLAN)
+	}
+	return nil
+}
+
+// completeKind checks what the kind of link has besides, and completes it. The
+// name of the binary tells the kind, since `make install PREFIX=...` only puts
+// something before it.
+func (p *pluginConf) completeKind() error {
+	p.Capabilities = map[string]bool{"ips": true}
+	switch {
+	case p.isIpvlan():
+		return p.completeIpvlan()
+	case strings.HasSuffix(p.Type, "macvlan"):
+		return p.completeMacvlan()
+	}
+	return fmt.Errorf("--type: %q ends neither in macvlan nor in ipvlan", p.Type)
+}
+
+func (p *pluginConf) completeMacvlan() error {
+	if p.Mode == "" {
+		p.Mode = link.ModeBridge
+	}
+	p.Capabilities["mac"] = true
+	switch {
+	case !link.IsMode(p.Mode):
+		return fmt.Errorf("--mode: %q is none of bridge, private, vepa, passthru, source", p.Mode)
+	case p.Flag != "":
+		return fmt.Errorf("--flag: has a meaning with --type ipvlan only")
 	case p.HostAccess && p.Mode != link.ModeBridge:
 		return fmt.Errorf("--host-access: mode %s keeps siblings apart, and the host is reached through one; use mode bridge", p.Mode)
 	}
 	return nil
+}
+
+func (p *pluginConf) completeIpvlan() error {
+	if p.Mode == "" {
+		p.Mode = link.ModeL2
+	}
+	if p.Flag == "" {
+		p.Flag = link.FlagBridge
+	}
+	switch {
+	case !link.IsIpvlanMode(p.Mode):
+		return fmt.Errorf("--mode: %q is none of l2, l3, l3s", p.Mode)
+	case !link.IsIpvlanFlag(p.Flag):
+		return fmt.Errorf("--flag: %q is none of bridge, private, vepa", p.Flag)
+	case p.HostAccess && p.Flag != link.FlagBridge:
+		return fmt.Errorf("--host-access: flag %s keeps siblings apart, and the host is reached through one; use flag bridge", p.Flag)
+	}
+	for _, set := range p.IPAM.Ranges {
+		if p.layer3() && set[0].Gateway != "" {
+			return fmt.Errorf("--gateway: %s has no meaning in mode %s: what leaves a container goes to the host's routing table", set[0].Gateway, p.Mode)
+		}
+	}
+	return nil
+}
+
+func (p *pluginConf) isIpvlan() bool { return strings.HasSuffix(p.Type, "ipvlan") }
+
+// layer3 reports whether there are no gateways on the link.
+func (p *pluginConf) layer3() bool { return p.isIpvlan() && p.Mode != link.ModeL2 }
+
+// notes are what the user has to know beside the configuration.
+func (p *pluginConf) notes() (notes []string) {
+	for _, set := range p.IPAM.Ranges {
+		switch r := set[0]; {
+		case p.layer3():
+			notes = append(notes, fmt.Sprintf("the network has to route what this gives out of %s to this host: in mode %s nobody answers for it", r.Subnet, p.Mode))
+		case r.RangeStart == "" && r.RangeEnd == "":
+			notes = append(notes, fmt.Sprintf("it gives out all of %s: where others are in there, DHCP or another host with containers, use --range-start and --range-end", r.Subnet))
+		}
+	}
+	carrier := p.Master
+	if p.VLAN != 0 {
+		carrier, _ = link.VLANName(p.Master, p.VLAN)
+	}
+	bridge := p.Mode == link.ModeBridge || p.Flag == link.FlagBridge
+	switch {
+	case p.Mode == link.ModeSource:
+		notes = append(notes, `nothing gets in before "sourceMACs" lists senders`)
+	case bridge && !p.HostAccess:
+		notes = append(notes, "this host and its containers do not reach each other: that takes --host-access")
+	}
+	if p.isIpvlan() {
+		notes = append(notes, fmt.Sprintf("all that is on %s has to be ipvlan in mode %s with flag %s", carrier, p.Mode, p.Flag))
+	}
+	return notes
 }

@@ -127,8 +127,13 @@ func (n *node) held() []string {
 	return held
 }
 
-// addLink makes a macvlan eth0 in a container as an ADD would.
-func (n *node) addLink(at ns.NetNS, m link.Macvlan, alias string) {
+// spec is a kind of link.
+type spec interface {
+	Create(*link.Handle, link.Target) (int, error)
+}
+
+// addLink makes an eth0 in a container, on a parent of the host, as an ADD would.
+func (n *node) addLink(at ns.NetNS, s spec, parent int, alias string) {
 	n.t.Helper()
 	n.do(func() error {
 		h, err := link.Open()
@@ -136,7 +141,7 @@ func (n *node) addLink(at ns.NetNS, m link.Macvlan, alias string) {
 			return err
 		}
 		defer h.Close()
-		index, err := m.Create(h, link.Target{Name: "eth0", NetnsFd: int(at.Fd()), Parent: n.eth1})
+		index, err := s.Create(h, link.Target{Name: "eth0", NetnsFd: int(at.Fd()), Parent: parent})
 		if err != nil {
 			return err
 		}

@@ -151,7 +151,7 @@ func TestRebuildReservesAddressesOfOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.lose()
-	n.addLink(other, link.Macvlan{Mode: link.ModeBridge}, "")
+	n.addLink(other, link.Macvlan{Mode: link.ModeBridge}, n.eth1, "")
 	err := other.Do(func(ns.NetNS) error {
 		l, err := netlink.LinkByName("eth0")
 		if err != nil {

@@ -52,7 +52,7 @@ func TestSource(t *testing.T) {
 func TestSourceRefuses(t *testing.T) {
 	n := newNode(t)
 	foreign, bridged := namespace(t), namespace(t)
-	n.addLink(foreign, link.Macvlan{Mode: link.ModeSource}, "underlay:"+n.network+":foreign")
+	n.addLink(foreign, link.Macvlan{Mode: link.ModeSource}, n.eth1, "underlay:"+n.network+":foreign")
 	n.add("bridged", bridged, n.conf(""))
 	mac := "02:00:00:00:00:01"
 	tests := []struct {

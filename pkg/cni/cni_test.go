@@ -167,6 +167,38 @@ func TestValid(t *testing.T) {
 	}
 }
 
+func TestPrevious(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ name, version, prev, want string }{ // want "" is none
+		{"absent", "1.1.0", "null", ""},
+		{"1.1.0", "1.1.0", `{"cniVersion":"1.1.0","ips":[{"address":"192.0.2.7/24"}]}`, "192.0.2.7/24"},
+		{"1.1.0, which it does not say", "1.1.0", `{"ips":[{"address":"192.0.2.7/24"}]}`, "192.0.2.7/24"},
+		{"1.0.0, which it does not say", "1.0.0", `{"cniVersion":"","ips":[{"address":"192.0.2.7/24","version":"4"}]}`, "192.0.2.7/24"},
+		{"0.4.0, which it does not say", "0.4.0", `{"ips":[{"address":"192.0.2.7/24","version":"4"}]}`, "192.0.2.7/24"},
+		{"0.2.0, which it does not say", "0.2.0", `{"ip4":{"ip":"192.0.2.7/24"}}`, "192.0.2.7/24"},
+		{"no version at all", "", `{"ip4":{"ip":"192.0.2.7/24"}}`, "192.0.2.7/24"},
+		{"another version", "0.2.0", `{"cniVersion":"1.1.0","ips":[]}`, "error: prevResult: "},
+		{"no object", "1.1.0", `7`, "error: prevResult: a number cannot stand here"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c := NetConf{CNIVersion: tt.version, PrevResult: json.RawMessage(tt.prev)}
+			res, err := c.Previous()
+			got := ""
+			switch {
+			case err != nil:
+				got = "error: " + err.Error()
+			case res != nil && len(res.IPs) == 1:
+				got = res.IPs[0].Address.String()
+			}
+			if !strings.HasPrefix(got, tt.want) || (got == "") != (tt.want == "") {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 type coded uint
 
 func (c coded) Error() string { return "coded" }

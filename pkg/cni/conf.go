@@ -129,7 +129,17 @@ func (c *NetConf) Previous() (*current.Result, error) {
 	if len(c.PrevResult) == 0 || bytes.Equal(c.PrevResult, []byte("null")) {
 		return nil, nil
 	}
-	raw, err := version.NewResult(c.CNIVersion, c.PrevResult)
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(c.PrevResult, &object); err != nil {
+		return nil, decodeError("prevResult", err)
+	}
+	// It has the configuration's version, so not all runtimes write it down.
+	prev := c.PrevResult
+	if own, ok := lookUp(object, "cniVersion"); !ok || string(own) == `""` {
+		object["cniVersion"], _ = json.Marshal(c.CNIVersion)
+		prev, _ = json.Marshal(object)
+	}
+	raw, err := version.NewResult(c.CNIVersion, prev)
 	if err != nil {
 		return nil, Errorf(types.ErrDecodingFailure, "prevResult: %w", err)
 	}

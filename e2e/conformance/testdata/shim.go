@@ -45,10 +45,26 @@ func cmdStatus(args *skel.CmdArgs) error { return silently("STATUS", args) }
 // nearest thing a binary can be asked for is an ADD without IPAM, at a version
 // whose result needs no address.
 func createMacvlan(conf *NetConf, ifName string, netns ns.NetNS) (*current.Interface, error) {
-	stdin, err := json.Marshal(map[string]any{
+	return create(conf, ifName, netns, nil)
+}
+
+// createIpvlan likewise. The reference insists on an address, but takes that of
+// a plugin before it.
+func createIpvlan(conf *NetConf, ifName string, netns ns.NetNS) (*current.Interface, error) {
+	return create(conf, ifName, netns, map[string]any{
+		"cniVersion": "1.0.0", "ips": []map[string]any{{"address": "10.1.2.2/24"}},
+	})
+}
+
+func create(conf *NetConf, ifName string, netns ns.NetNS, prevResult map[string]any) (*current.Interface, error) {
+	object := map[string]any{
 		"cniVersion": "1.0.0", "name": conf.Name, "type": conf.Type,
 		"master": conf.Master, "mode": conf.Mode, "mtu": conf.MTU, "linkInContainer": conf.LinkContNs,
-	})
+	}
+	if prevResult != nil {
+		object["prevResult"] = prevResult
+	}
+	stdin, err := json.Marshal(object)
 	if err != nil {
 		return nil, err
 	}

@@ -41,6 +41,7 @@ func (n *Namespaces) Attachments(networks []string) ([]ledger.Found, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer h.ns.Close()
 	var ours, others []ledger.Found
 	held := make(map[netip.Addr]bool)
 	for _, at := range n.all {
@@ -73,12 +74,28 @@ func (n *Namespaces) Attachments(networks []string) ([]ledger.Found, error) {
 // host is the namespace of this process, which parents and shared links are in.
 type host struct {
 	self    ipam.Netns
+	ns      *netns.NS
 	byIndex map[int]link.Link
 	// reach has what the host has routes to through each shared link, by name.
 	reach map[string]map[netip.Addr]bool
 }
 
-func lookAtHost() (*host, error) {
+// lookAtHost opens the namespace, besides; close it.
+func lookAtHost() (_ *host, err error) {
+	const here = "/proc/thread-self/ns/net"
+	h := &host{
+		self:    client.Identify(here),
+		byIndex: make(map[int]link.Link),
+		reach:   make(map[string]map[netip.Addr]bool),
+	}
+	if h.ns, err = netns.Open(here); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			h.ns.Close()
+		}
+	}()
 	k, err := link.Open()
 	if err != nil {
 		return nil, err
@@ -87,11 +104,6 @@ func lookAtHost() (*host, error) {
 	links, err := k.List()
 	if err != nil {
 		return nil, err
-	}
-	h := &host{
-		self:    client.Identify("/proc/thread-self/ns/net"),
-		byIndex: make(map[int]link.Link),
-		reach:   make(map[string]map[netip.Addr]bool),
 	}
 	for _, l := range links {
 		h.byIndex[l.Index] = l
@@ -110,22 +122,22 @@ func lookAtHost() (*host, error) {
 	return h, nil
 }
 
-// uses tells from the host's side what a link in a container shares. Its
-// parent is taken to be on the host: a parent that is not uses nothing there.
+// uses tells from the host's side what a link in a container, whose parent is
+// on the host, shares there.
 func (h *host) uses(l link.Link, addrs []netip.Prefix) (u ipam.Uses) {
 	carrier, ok := h.byIndex[l.Parent]
 	if !ok {
-		return u
+		return u // it has gone meanwhile
 	}
-	u.Parent = carrier.Name
-	if parent, ok := h.byIndex[carrier.Parent]; ok && carrier.VLAN != 0 && carrier.Alias == sharedAlias {
+	u.Parent, u.Port = carrier.Name, l.Port()
+	if parent, ok := h.byIndex[carrier.Parent]; ok && carrier.OwnVLAN() {
 		u.Parent, u.VLAN = parent.Name, carrier.VLAN
 	}
 	reached := h.reach[link.SiblingName(carrier.Name)]
 	for _, a := range addrs {
 		u.HostAccess = u.HostAccess || reached[a.Addr()]
 	}
-	if !u.Shared() {
+	if !u.Any() {
 		return ipam.Uses{}
 	}
 	return u
@@ -167,7 +179,14 @@ func (h *host) lookInto(at ipam.Netns) (found []ledger.Found, err error) {
 		}
 		f := ledger.Found{
 			Attachment: ipam.Attachment{Network: network, ContainerID: containerID, IfName: l.Name},
-			Netns:      at, MAC: l.MAC.String(), Uses: h.uses(l, addrs), Pool: network,
+			Netns:      at, MAC: l.MAC.String(), Pool: network,
+		}
+		onHost, err := k.ParentIn(l, h.ns.Fd())
+		if err != nil {
+			return nil, fmt.Errorf("netns %q: %w", at.Path, err)
+		}
+		if onHost {
+			f.Uses = h.uses(l, addrs)
 		}
 		routes, err := k.Routes(l.Index)
 		if err != nil {
@@ -199,13 +218,22 @@ func addresses(k *link.Handle, l link.Link) ([]netip.Prefix, error) {
 }
 
 // fromMAC reports whether the lower half of an IPv6 address is the modified
-// EUI-64 of a MAC (RFC 4291, appendix A).
+// EUI-64 of a MAC (RFC 4291, appendix A), or what the kernel makes instead for
+// links that share one, ipvlan's: the number of the link between the halves of
+// the MAC, and the bit as it is.
 func fromMAC(a netip.Addr, mac net.HardwareAddr) bool {
 	if !a.Is6() || len(mac) != 6 {
 		return false
 	}
 	b := a.As16()
-	return slices.Equal(b[8:], []byte{mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
+	low, middle := b[8:], [2]byte{b[11], b[12]}
+	if !slices.Equal(low[1:3], mac[1:3]) || !slices.Equal(low[5:], mac[3:]) {
+		return false
+	}
+	if middle == [2]byte{0xff, 0xfe} {
+		return low[0] == mac[0]^2
+	}
+	return low[0] == mac[0]
 }
 
 // gateway is that of the default route in the subnet of an address.

@@ -45,6 +45,8 @@ func TestFromMAC(t *testing.T) {
 		"2001:db8::2":                  false,
 		"192.0.2.10":                   false,
 		"2001:db8:1::49:f6ff:fe7b:46c": true, // any prefix
+		"2001:db8::249:f600:17b:46c":   true, // of the first ipvlan link of a parent
+		"2001:db8::49:f600:17b:46c":    false,
 	} {
 		if got := fromMAC(netip.MustParseAddr(s), mac); got != want {
 			t.Errorf("%s: %v", s, got)
@@ -110,24 +112,34 @@ func TestUses(t *testing.T) {
 		3: {Name: "eth1.100", Index: 3, Kind: "vlan", VLAN: 100, Parent: 2, Alias: sharedAlias},
 		4: {Name: "eth1.200", Index: 4, Kind: "vlan", VLAN: 200, Parent: 2}, // there before
 	}}
+	const port = "ipvlan mode l3, flag bridge"
+	ipvlan := func(parent int) link.Link {
+		return link.Link{Kind: "ipvlan", Mode: "l3", Flag: "bridge", Parent: parent}
+	}
+	macvlan := func(parent int) link.Link { return link.Link{Kind: "macvlan", Mode: "bridge", Parent: parent} }
 	tests := []struct {
-		name   string
-		parent int
-		reach  map[string]map[netip.Addr]bool
-		want   ipam.Uses
+		name  string
+		link  link.Link
+		reach map[string]map[netip.Addr]bool
+		want  ipam.Uses
 	}{
-		{"nothing", 2, nil, ipam.Uses{}},
-		{"host access", 2, reach("eth1"), ipam.Uses{Parent: "eth1", HostAccess: true}},
-		{"others have host access", 2, reach("eth2"), ipam.Uses{}},
-		{"vlan", 3, nil, ipam.Uses{Parent: "eth1", VLAN: 100}},
-		{"vlan and host access", 3, reach("eth1.100"), ipam.Uses{Parent: "eth1", VLAN: 100, HostAccess: true}},
-		{"vlan of somebody else's", 4, nil, ipam.Uses{}},
-		{"host access on somebody else's vlan", 4, reach("eth1.200"), ipam.Uses{Parent: "eth1.200", HostAccess: true}},
-		{"parent in the container", 9, nil, ipam.Uses{}},
+		{"nothing", macvlan(2), nil, ipam.Uses{}},
+		{"host access", macvlan(2), reach("eth1"), ipam.Uses{Parent: "eth1", HostAccess: true}},
+		{"others have host access", macvlan(2), reach("eth2"), ipam.Uses{}},
+		{"vlan", macvlan(3), nil, ipam.Uses{Parent: "eth1", VLAN: 100}},
+		{"vlan and host access", macvlan(3), reach("eth1.100"), ipam.Uses{Parent: "eth1", VLAN: 100, HostAccess: true}},
+		{"vlan of somebody else's", macvlan(4), nil, ipam.Uses{}},
+		{"host access on somebody else's vlan", macvlan(4), reach("eth1.200"), ipam.Uses{Parent: "eth1.200", HostAccess: true}},
+		{"parent gone", macvlan(9), nil, ipam.Uses{}},
+		{"port", ipvlan(2), nil, ipam.Uses{Parent: "eth1", Port: port}},
+		{"port and host access", ipvlan(2), reach("eth1"), ipam.Uses{Parent: "eth1", HostAccess: true, Port: port}},
+		{"port and vlan", ipvlan(3), nil, ipam.Uses{Parent: "eth1", VLAN: 100, Port: port}},
+		{"port on somebody else's vlan", ipvlan(4), nil, ipam.Uses{Parent: "eth1.200", Port: port}},
+		{"port, parent gone", ipvlan(9), nil, ipam.Uses{}},
 	}
 	for _, tt := range tests {
 		h.reach = tt.reach
-		if got := h.uses(link.Link{Parent: tt.parent}, addrs); got != tt.want {
+		if got := h.uses(tt.link, addrs); got != tt.want {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
 		}
 	}
