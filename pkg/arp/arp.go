@@ -67,8 +67,8 @@ type Prober struct {
 	addrs []netip.Addr
 	nonce mac
 	wire  wire
-	// announced: frames that claim the addresses may be our own.
-	announced bool
+	// assigned: frames that claim the addresses may be our own.
+	assigned bool
 
 	// Tests of the RFC's waits have a clock and chance of their own.
 	now    func() time.Time
@@ -200,6 +200,10 @@ func (p *Prober) Thorough(ctx context.Context) ([]Conflict, error) {
 	return p.listen(ctx, announceWait)
 }
 
+// Assigned says that the interface has the addresses from now on: its kernel
+// answers for them, and a switch may send that back.
+func (p *Prober) Assigned() { p.assigned = true }
+
 // Announce tells the neighbours that the addresses are at this interface now:
 // gratuitous ARP in request and in reply form, since there are hosts that heed
 // only one of them, and an unsolicited neighbour advertisement that overrides
@@ -209,7 +213,7 @@ func (p *Prober) Thorough(ctx context.Context) ([]Conflict, error) {
 // its own; closing that one takes longer than the rest of an ADD (see
 // release). Its Ping is what the tests ask for addresses with.
 func (p *Prober) Announce() error {
-	p.announced = true
+	p.assigned = true
 	var errs []error
 	for _, a := range p.addrs {
 		frames := [][]byte{arpAnnounce(p.mac, a), arpReply(p.mac, a)}
@@ -284,7 +288,7 @@ func (p *Prober) judge(frame []byte) (Conflict, bool) {
 	// A probe under our MAC always passes for our own: else no address could be
 	// had behind a switch that sends it back.
 	own := c.source == p.mac || c.holder == p.mac || bytes.Equal(c.nonce, p.nonce[:])
-	sent := c.probe || p.announced
+	sent := c.probe || p.assigned
 	if !ok || own && sent || !slices.Contains(p.addrs, c.addr) {
 		return Conflict{}, false
 	}

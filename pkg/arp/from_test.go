@@ -72,6 +72,9 @@ func TestReflections(t *testing.T) {
 	expect(t, p, Conflict{as[0], here.ifc.MAC})
 	must(t, q.wire.send(ndAnnounce(p.mac, as[1])))
 	expect(t, p, Conflict{as[1], here.ifc.MAC})
+	p.Assigned() // and so does our own kernel answer
+	must(t, q.wire.send(arpReply(p.mac, as[0])))
+	nothing(t, p, there)
 	must(t, p.Announce())
 	reflect(3)
 	nothing(t, p, there)

@@ -155,9 +155,9 @@ func TestConflictsCollects(t *testing.T) {
 		name     string
 		arrivals []arrival
 		wait     time.Duration
-		// announced: we have claimed the addresses before.
-		announced bool
-		want      []Conflict
+		// assigned: we have the addresses.
+		assigned bool
+		want     []Conflict
 	}{
 		{name: "nothing"},
 		{
@@ -166,13 +166,13 @@ func TestConflictsCollects(t *testing.T) {
 			want:     []Conflict{{golden4, foreign[:]}, {golden6, foreign[:]}, {golden4, third[:]}},
 		},
 		{
-			name:      "our own frames",
-			announced: true,
-			arrivals:  now(arpProbe(goldenMAC, golden4), arpReply(goldenMAC, golden4), ndProbe(goldenMAC, golden6, nonce), ndAnnounce(goldenMAC, golden6)),
+			name:     "our own frames",
+			assigned: true,
+			arrivals: now(arpProbe(goldenMAC, golden4), arpReply(goldenMAC, golden4), ndProbe(goldenMAC, golden6, nonce), ndAnnounce(goldenMAC, golden6)),
 		},
 		{
-			name:      "our own frames under another MAC",
-			announced: true,
+			name:     "our own frames under another MAC",
+			assigned: true,
 			arrivals: now(reflected(arpProbe(goldenMAC, golden4)), reflected(arpReply(goldenMAC, golden4)),
 				reflected(ndProbe(goldenMAC, golden6, nonce)), reflected(ndAnnounce(goldenMAC, golden6))),
 		},
@@ -214,7 +214,7 @@ func TestConflictsCollects(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			p := fakeProber(t, &fakeWire{arrivals: tt.arrivals})
-			p.nonce, p.announced = nonce, tt.announced
+			p.nonce, p.assigned = nonce, tt.assigned
 			got, err := p.Conflicts(tt.wait)
 			must(t, err)
 			if diff := cmp.Diff(tt.want, got, compareAddrs); diff != "" {

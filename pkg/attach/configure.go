@@ -131,6 +131,9 @@ func (a *adder) configure(ctx context.Context, h *link.Handle) error {
 	if err := a.judge(ctx); err != nil {
 		return err
 	}
+	if a.asks() {
+		a.prober.Assigned()
+	}
 	for _, p := range a.prefixes() {
 		if err := a.addAddr(ctx, h, p); err != nil {
 			return err
@@ -144,19 +147,25 @@ func (a *adder) configure(ctx context.Context, h *link.Handle) error {
 		return err
 	}
 	fault.Point("attach.routed")
+	if a.ConflictDetection == DetectFast {
+		if err := conflictOf(a.prober.Conflicts(answerTime - time.Since(a.probed))); err != nil {
+			return err
+		}
+	}
 	if !a.asks() {
 		return nil
 	}
 	return a.prober.Announce()
 }
 
-// judge ends conflict detection, before this host answers for an address itself.
+// judge is the verdict on what has been heard before this host answers for an
+// address itself. Fast detection goes on listening.
 func (a *adder) judge(ctx context.Context) error {
 	switch a.ConflictDetection {
 	case DetectThorough:
 		return conflictOf(a.prober.Thorough(ctx))
 	case DetectFast:
-		return conflictOf(a.prober.Conflicts(answerTime - time.Since(a.probed)))
+		return conflictOf(a.prober.Conflicts(0))
 	}
 	return nil
 }
