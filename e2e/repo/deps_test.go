@@ -28,6 +28,8 @@ var rooms = []struct {
 		"commands show and repair what the ledger holds"},
 	{"ipam", nil, "the domain has no I/O and no storage"},
 	{"ipam/ledger", []string{"ipam", "pkg/flock"}, "storage serves the domain"},
+	{"ipam/lease", []string{"ipam"}, "the protocol of block leases is decided without I/O"},
+	{"ipam/registry", []string{"ipam", "ipam/lease"}, "stores serve the protocol"},
 	{"ipam/client", []string{"ipam", "ipam/ledger"}, "a plugin's way to the ledger"},
 	{"ipam/plugin", []string{"pkg/cni", "ipam", "ipam/client"}, "IPAM behind the CNI contract"},
 	{"e2e", []string{"e2e", "ipam", "ipam/ledger"},

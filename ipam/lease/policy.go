@@ -1,0 +1,128 @@
+package lease
+
+import (
+	"cmp"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+const (
+	// spareIdle is how long a second unused block stays.
+	spareIdle = 10 * time.Minute
+	// lastIdle is how long the last block stays on a node without attachments,
+	// where the pool is scarce.
+	lastIdle = time.Hour
+	// scarce is the leased share of a pool from which on it is.
+	scarce = 0.75
+	// turn is the time between two nodes that answer a flag.
+	turn = 50 * time.Millisecond
+	// ahead is the time for which free addresses have to last.
+	ahead = 2 * time.Second
+)
+
+// Low reports whether a node has to lease one more block before it is needed.
+// perSecond is how many addresses it has given out a second, of late.
+func Low(free, blockSize int, perSecond float64) bool {
+	return free < max(1, blockSize/2, int(math.Ceil(perSecond*ahead.Seconds())))
+}
+
+// Use of a block that the node leases.
+type Use struct {
+	CIDR netip.Prefix
+	// Mine are its addresses that are this node's, Free those that are unused.
+	Mine, Free int
+	// Idle is how long it has been without use.
+	Idle time.Duration
+}
+
+// Spare lists the blocks that a node gives back: unused ones but for one, when
+// they have been so for a while, and the last where nothing has been attached
+// for an hour and others are short. What is left has to be enough.
+func Spare(uses []Use, blockSize int, perSecond, leased float64, unattached time.Duration) []netip.Prefix {
+	free := 0
+	var unused []Use
+	for _, u := range uses {
+		free += u.Free
+		if u.Free == u.Mine {
+			unused = append(unused, u)
+		}
+	}
+	slices.SortFunc(unused, func(a, b Use) int { return cmp.Or(cmp.Compare(b.Idle, a.Idle), a.CIDR.Compare(b.CIDR)) })
+	var back []netip.Prefix
+	for len(unused) > 1 && unused[0].Idle >= spareIdle && !Low(free-unused[0].Free, blockSize, perSecond) {
+		back = append(back, unused[0].CIDR)
+		free -= unused[0].Free
+		unused = unused[1:]
+	}
+	if len(unused) == 1 && len(unused)+len(back) == len(uses) && unattached >= lastIdle && leased > scarce {
+		back = append(back, unused[0].CIDR)
+	}
+	return back
+}
+
+// Want is the flag of a node on which an ADD waits for an address.
+type Want struct {
+	Node Node
+	// Have is how many addresses of the pool the registry showed as the node's
+	// when it raised the flag.
+	Have int
+	// Rev of the flag orders them.
+	Rev Rev
+}
+
+// Oldest returns the flag to answer first.
+func Oldest(wants []Want) (Want, bool) {
+	if len(wants) == 0 {
+		return Want{}, false
+	}
+	return slices.MinFunc(wants, func(a, b Want) int { return cmp.Or(cmp.Compare(a.Rev, b.Rev), cmp.Compare(a.Node, b.Node)) }), true
+}
+
+// Answered reports whether the node that raised the flag was given something
+// since.
+func (w Want) Answered(blocks []Seen) bool {
+	have := 0
+	for _, s := range blocks {
+		have += s.Block.Nodes()[w.Node]
+	}
+	return have > w.Have
+}
+
+// Turn is how long me waits before it answers a flag, so that the nodes that
+// have something to give do so one after the other, each flag beginning with
+// another; before it gives, it looks whether somebody has (Answered). ok is
+// false for a node that is not to answer.
+func (w Want) Turn(me Node, blocks []Seen) (wait time.Duration, ok bool) {
+	has := make(map[Node]bool)
+	for _, s := range blocks {
+		for n, count := range s.Block.Nodes() {
+			if count > 0 && n != w.Node {
+				has[n] = true
+			}
+		}
+	}
+	order := make([]Node, 0, len(has))
+	for n := range has {
+		order = append(order, n)
+	}
+	slices.Sort(order)
+	i := slices.Index(order, me)
+	if i < 0 {
+		return 0, false
+	}
+	first := int(Rotation(w.Node, "want", int(w.Rev)) % uint64(len(order)))
+	return time.Duration((i-first+len(order))%len(order)) * turn, true
+}
+
+// Leased is the share of a pool's addresses that belong to nodes.
+func Leased(blocks []Seen, size uint64) float64 {
+	n := 0
+	for _, s := range blocks {
+		for _, count := range s.Block.Nodes() {
+			n += count
+		}
+	}
+	return float64(n) / math.Max(1, float64(size))
+}
