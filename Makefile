@@ -107,10 +107,12 @@ packages:
 	$(call section,install $${missing[*]})
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 $${missing[@]}
-	# The tests start a containerd of their own; Debian's would stay behind.
-	if [[ " $${missing[*]} " == *" containerd "* ]]; then
-		systemctl disable --now containerd 2>/dev/null || true
-	fi
+	# The tests start daemons of their own; Debian's would stay behind.
+	for daemon in containerd:containerd etcd-server:etcd; do
+		if [[ " $${missing[*]} " == *" $${daemon%:*} "* ]]; then
+			systemctl disable --now $${daemon#*:} 2>/dev/null || true
+		fi
+	done
 
 .PHONY: root
 root:
@@ -132,7 +134,7 @@ demo-clean: root ## remove what `make demo KEEP=1` left up
 GUEST := user-mode-linux kmod iptables
 
 .PHONY: test
-test: PACKAGES := ca-certificates gcc libc6-dev iproute2 iputils-ping busybox-static containerd runc $(GUEST)
+test: PACKAGES := ca-certificates gcc libc6-dev iproute2 iputils-ping busybox-static containerd runc etcd-server $(GUEST)
 test: root packages lint test-rooms test-whole test-guest conformance ## everything but the benchmarks; sets a fresh Debian machine up by itself
 
 .PHONY: test-rooms

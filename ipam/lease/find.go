@@ -18,6 +18,10 @@ type Search struct {
 	Usable func(netip.Addr) bool
 	// Blocks are all records of the pool.
 	Blocks []Seen
+	// Skip is true of blocks whose record cannot be understood; nil for none.
+	Skip func(netip.Prefix) bool
+	// Whole: the pool is routed; blocks are leased whole, and nothing traded.
+	Whole bool
 	// Sticky and StickyFor are the pool's; Now is the time to compare with.
 	Sticky    ipam.Sticky
 	StickyFor time.Duration
@@ -50,6 +54,10 @@ type Found struct {
 // one that is kept for another owner, those kept longest first; else others
 // are to be asked.
 func (s Search) Find() Found {
+	if s.Whole {
+		f, _ := s.block()
+		return f
+	}
 	if s.Key != "" && s.Sticky != ipam.NotSticky {
 		if f, ok := s.own(); ok {
 			return f
@@ -110,7 +118,9 @@ func (s Search) block() (Found, bool) {
 		return returned[turn%uint64(len(returned))], true
 	}
 	fresh := func() (netip.Prefix, bool) {
-		return s.Grid.Choose(turn, func(p netip.Prefix) bool { return known[p] })
+		return s.Grid.Choose(turn, func(p netip.Prefix) bool {
+			return known[p] || s.Skip != nil && s.Skip(p)
+		})
 	}
 	ways := []func() (netip.Prefix, bool){again, fresh}
 	if s.Attempt > 0 {

@@ -59,7 +59,11 @@ type value struct {
 }
 
 // New returns an empty store. Its first change is of revision 2, as in etcd.
-func New() *Store { return Open(1) }
+func New() *Store {
+	s := Open(1)
+	s.floor = 0 // nothing was forgotten
+	return s
+}
 
 // Open returns a store of a revision, with values of revisions up to it.
 func Open(rev lease.Rev, items ...registry.Item) *Store {
@@ -282,11 +286,11 @@ func (s *Store) Bind(ctx context.Context, key string, data []byte, ttl time.Dura
 		n.cancel(nil)
 		return nil, registry.ErrTaken
 	}
-	if old.session != nil {
-		old.session.endLocked(registry.ErrSessionLost)
-	}
 	s.sessions[n] = true
 	s.applyLocked(Request{Kind: "swap", Key: key, Rev: old.rev, Value: slices.Clone(data), session: n})
+	if old.session != nil {
+		old.session.expireLocked(registry.ErrSessionLost)
+	}
 	context.AfterFunc(ctx, func() {
 		time.AfterFunc(ttl, func() {
 			s.mu.Lock()
@@ -310,7 +314,7 @@ func (n *session) Close(context.Context) error {
 	return nil
 }
 
-// endLocked ends the session for its user; its keys may belong to another.
+// endLocked ends the session for its user.
 func (n *session) endLocked(why error) {
 	delete(n.store.sessions, n)
 	n.cancel(why)

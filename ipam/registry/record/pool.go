@@ -23,6 +23,8 @@ const (
 const (
 	// Pending: it is being compared with the other pools of its tenant.
 	Pending = "pending"
+	// Updating: the same, of a pool that may have leases already.
+	Updating = "updating"
 	// Deleting: nothing of it may be leased any more.
 	Deleting = "deleting"
 )
@@ -133,7 +135,7 @@ func (w poolWire) load() (p Pool, err error) {
 	if p.Kind != Shared && p.Kind != Routed {
 		return p, fmt.Errorf("kind: %q is neither %q nor %q", p.Kind, Shared, Routed)
 	}
-	if p.State != "" && p.State != Pending && p.State != Deleting {
+	if p.State != "" && p.State != Pending && p.State != Updating && p.State != Deleting {
 		return p, fmt.Errorf("state: %q is not known", p.State)
 	}
 	switch {

@@ -1,0 +1,103 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+)
+
+var (
+	// ErrNoPool is returned for a pool that does not exist, or cannot be read.
+	ErrNoPool = errors.New("no such pool")
+	// ErrClosed is returned for a pool of which nothing may be leased: it is
+	// being made or deleted.
+	ErrClosed = errors.New("the pool is not open")
+)
+
+// QuotaError is returned when a tenant has, or would have, more addresses
+// leased than it may.
+type QuotaError struct {
+	Tenant string
+	// Quota, what nodes lease of it now, and what was to come on top.
+	Quota, Leased, More int64
+}
+
+func (e *QuotaError) Error() string {
+	if e.More == 0 {
+		return fmt.Sprintf("tenant %q leases %d addresses, and its quota is %d", e.Tenant, e.Leased, e.Quota)
+	}
+	return fmt.Sprintf("tenant %q leases %d addresses of its quota of %d: no room for %d more", e.Tenant, e.Leased, e.Quota, e.More)
+}
+
+// CNICode asks the runtime to try again later.
+func (e *QuotaError) CNICode() uint { return 11 }
+
+// Room reports whether a node may take n more addresses of the pool: before a
+// lease or a claim, and, with n = 0 and a view that is not older than the
+// record which came of it, before the node uses them (lease.Book.Learn). Nodes
+// that pass the first test at the same moment find out at the second.
+func (v *View) Room(pool string, n int64) error {
+	p, ok := v.Pool(pool)
+	if !ok {
+		return fmt.Errorf("pool %s: %w", pool, ErrNoPool)
+	}
+	if p.Value.State != "" {
+		return fmt.Errorf("pool %q is %s: %w", p.Value.Name, p.Value.State, ErrClosed)
+	}
+	t, ok := v.Tenants[p.Value.Tenant]
+	if !ok || t.Value.Quota == 0 {
+		if err := v.Unread[record.TenantFolder+p.Value.Tenant]; err != nil && p.Value.Tenant != "" {
+			return fmt.Errorf("tenant %q: %w", p.Value.Tenant, err)
+		}
+		return nil
+	}
+	if leased := v.Leased(p.Value.Tenant); leased+n > t.Value.Quota {
+		return &QuotaError{p.Value.Tenant, t.Value.Quota, leased, n}
+	}
+	return nil
+}
+
+// Leased counts the addresses that belong to nodes in all pools of a tenant.
+// A block whose record cannot be read counts in full.
+func (v *View) Leased(tenant string) int64 {
+	pools := make(map[string]bool)
+	var n int64
+	for _, p := range v.Pools {
+		if p.Value.Tenant != tenant {
+			continue
+		}
+		pools[p.Value.UUID] = true
+		for _, s := range v.Blocks[p.Value.UUID] {
+			for _, count := range s.Block.Nodes() {
+				n += int64(count)
+			}
+		}
+	}
+	for key := range v.Unread {
+		if pool, cidr, ok := record.ParseBlockKey(key); ok && pools[pool] {
+			n += int64(lease.Block{CIDR: cidr}.Size())
+		}
+	}
+	return n
+}
+
+// Search fills in what the view knows for lease.Search.Find in a range set.
+func (v *View) Search(pool record.Pool, set int, s lease.Search) (lease.Search, error) {
+	grid, err := pool.Grid(set)
+	if err != nil {
+		return s, fmt.Errorf("pool %q: %w", pool.Name, err)
+	}
+	s.Grid = grid
+	s.Usable = func(a netip.Addr) bool {
+		_, ok := pool.Sets[set].Find(a)
+		return ok
+	}
+	s.Blocks = v.Seen(pool.UUID)
+	s.Skip = func(p netip.Prefix) bool { return v.Unreadable(pool.UUID, p) }
+	s.Sticky, s.StickyFor = pool.Sticky, pool.StickyFor
+	s.Whole = pool.Kind == record.Routed
+	return s, nil
+}

@@ -1,0 +1,235 @@
+// Package etcd is the registry's store on an etcd cluster, your own or the
+// embedded one: by TLS and password if so configured.
+//
+// A swap is a transaction that compares the key's modification revision. The
+// client sends a change once; when it cannot tell what came of it, the outcome
+// is unknown. Reads go through a quorum.
+//
+// Left out: compaction of the history, which is etcd's own to do
+// (--auto-compaction-retention), and running a server (package embedded).
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/registry"
+)
+
+// Config says where the cluster is.
+type Config struct {
+	// Endpoints are URLs, https:// for TLS; required.
+	Endpoints []string
+	// CAFile verifies the servers; default: the system's authorities.
+	CAFile string
+	// CertFile and KeyFile are what this client shows; both or none.
+	CertFile, KeyFile string
+	// Username and Password for etcd's own authentication; "" for none.
+	Username, Password string
+	// Timeout of one request; default 5s. What has not landed then may do so
+	// later, but not for much longer: the server knows of it too.
+	Timeout time.Duration
+	// Check is how often a watch makes sure that the cluster has not gone back
+	// to before what it has heard: etcd itself would say nothing until it is
+	// there again. Default 10s.
+	Check time.Duration
+}
+
+// ErrWentBack is returned by a watch when the cluster is at an earlier
+// revision than it was: it was restored from a backup.
+var ErrWentBack = errors.New("etcd is at an earlier revision than before")
+
+// Store is a connection to a cluster.
+type Store struct {
+	client         *clientv3.Client
+	timeout, check time.Duration
+}
+
+var _ registry.Store = (*Store)(nil)
+
+// New makes a connection. It does not wait for the cluster: requests do.
+func New(c Config) (*Store, error) {
+	if len(c.Endpoints) == 0 {
+		return nil, errors.New("etcd: no endpoints")
+	}
+	s := &Store{timeout: c.Timeout, check: c.Check}
+	if s.timeout == 0 {
+		s.timeout = 5 * time.Second
+	}
+	if s.check == 0 {
+		s.check = 10 * time.Second
+	}
+	security, err := c.tls()
+	if err != nil {
+		return nil, fmt.Errorf("etcd: %w", err)
+	}
+	s.client, err = clientv3.New(clientv3.Config{
+		Endpoints: c.Endpoints,
+		TLS:       security,
+		Username:  c.Username,
+		Password:  c.Password,
+		// A server that is cut off is left for another one within seconds.
+		DialTimeout:          s.timeout,
+		DialKeepAliveTime:    5 * time.Second,
+		DialKeepAliveTimeout: 3 * time.Second,
+		// What goes wrong is returned, and logged by whoever gets it.
+		Logger: zap.NewNop(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("etcd: %w", err)
+	}
+	return s, nil
+}
+
+func (c Config) tls() (*tls.Config, error) {
+	t := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CAFile != "" {
+		pem, err := os.ReadFile(c.CAFile)
+		if err != nil {
+			return nil, err
+		}
+		if t.RootCAs = x509.NewCertPool(); !t.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s: holds no certificate", c.CAFile)
+		}
+	}
+	if c.CertFile != "" || c.KeyFile != "" {
+		pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+		if err != nil {
+			return nil, err
+		}
+		t.Certificates = []tls.Certificate{pair}
+	}
+	return t, nil
+}
+
+// Close ends the connection.
+func (s *Store) Close() error { return s.client.Close() }
+
+// Get implements registry.Store.
+func (s *Store) Get(ctx context.Context, key string) (registry.Item, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	r, err := s.client.Get(ctx, key)
+	if err != nil {
+		return registry.Item{}, fmt.Errorf("etcd: get %s: %w", key, err)
+	}
+	if len(r.Kvs) == 0 {
+		return registry.Item{Key: key}, nil
+	}
+	return item(r.Kvs[0]), nil
+}
+
+// List implements registry.Store.
+func (s *Store) List(ctx context.Context, prefix string) (registry.List, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	r, err := s.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+	if err != nil {
+		return registry.List{}, fmt.Errorf("etcd: list %s: %w", prefix, err)
+	}
+	l := registry.List{Rev: lease.Rev(r.Header.Revision)}
+	for _, kv := range r.Kvs {
+		l.Items = append(l.Items, item(kv))
+	}
+	return l, nil
+}
+
+func item(kv *mvccpb.KeyValue) registry.Item {
+	return registry.Item{Key: string(kv.Key), Value: kv.Value, Rev: lease.Rev(kv.ModRevision)}
+}
+
+// Swap implements registry.Store.
+func (s *Store) Swap(ctx context.Context, key string, rev lease.Rev, value []byte) registry.Answer {
+	return s.change(ctx, key, rev, clientv3.OpPut(key, string(value)))
+}
+
+// Delete implements registry.Store.
+func (s *Store) Delete(ctx context.Context, key string, rev lease.Rev) registry.Answer {
+	if rev == 0 {
+		return registry.Answer{Outcome: registry.Refused} // there is nothing to delete
+	}
+	return s.change(ctx, key, rev, clientv3.OpDelete(key))
+}
+
+func (s *Store) change(ctx context.Context, key string, rev lease.Rev, op clientv3.Op) registry.Answer {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	// A key that is not there has the modification revision 0.
+	same := clientv3.Compare(clientv3.ModRevision(key), "=", int64(rev))
+	r, err := s.client.Txn(ctx).If(same).Then(op).Commit()
+	switch {
+	case errors.Is(err, rpctypes.ErrLeaseNotFound):
+		return registry.Answer{Outcome: registry.Refused, Err: registry.ErrSessionLost}
+	case err != nil:
+		return registry.Answer{Err: fmt.Errorf("etcd: change %s: %w", key, err)}
+	case !r.Succeeded:
+		return registry.Answer{Outcome: registry.Refused}
+	}
+	return registry.Answer{Outcome: registry.Applied, Rev: lease.Rev(r.Header.Revision)}
+}
+
+// Watch implements registry.Store.
+func (s *Store) Watch(ctx context.Context, prefix string, after lease.Rev, f func(registry.Batch) error) error {
+	// A member that has lost its leader breaks the watch off, instead of
+	// staying silent.
+	watching, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	check := time.NewTicker(s.check)
+	defer check.Stop()
+	responses := s.client.Watch(watching, prefix, clientv3.WithPrefix(), clientv3.WithRev(int64(after)+1))
+	for {
+		select {
+		case r, ok := <-responses:
+			switch {
+			case ctx.Err() != nil:
+				return context.Cause(ctx)
+			case !ok:
+				return fmt.Errorf("etcd: watch %s: it was closed", prefix)
+			case errors.Is(r.Err(), rpctypes.ErrCompacted):
+				return registry.ErrCompacted
+			case r.Err() != nil:
+				return fmt.Errorf("etcd: watch %s: %w", prefix, r.Err())
+			case len(r.Events) == 0:
+				continue
+			}
+			b := registry.Batch{}
+			for _, e := range r.Events {
+				b.Items = append(b.Items, changed(e))
+				b.Rev = lease.Rev(e.Kv.ModRevision)
+			}
+			if err := f(b); err != nil {
+				return err
+			}
+			after = max(after, b.Rev)
+		case <-check.C:
+			l, err := s.List(ctx, prefix+"\x00") // no key is below this
+			if err == nil && l.Rev < after {
+				return ErrWentBack
+			}
+			// A cluster that does not answer ends the watch by itself.
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func changed(e *clientv3.Event) registry.Item {
+	i := item(e.Kv)
+	if e.Type == mvccpb.DELETE {
+		i.Value = nil
+	} else if i.Value == nil {
+		i.Value = []byte{}
+	}
+	return i
+}

@@ -1,0 +1,195 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+)
+
+var (
+	// ErrNoNode is returned for a node that the registry does not know.
+	ErrNoNode = errors.New("no such node")
+	// ErrRemoved is returned for a node that an operator has removed.
+	ErrRemoved = errors.New("the node was removed")
+	// ErrLive is returned when a node is to be removed whose agent runs.
+	ErrLive = errors.New("the node's agent is running; stop the node first")
+	// ErrNotEmpty is returned for a registry that has values, but does not say
+	// which cluster it is.
+	ErrNotEmpty = errors.New("the registry is not empty, and its cluster record is missing")
+)
+
+// Open reads the cluster's record, or makes it in an empty registry.
+func (r Registry) Open(ctx context.Context) (c record.Cluster, err error) {
+	err = r.edit(ctx, record.ClusterKey, func(i Item) ([]byte, error) {
+		if i.Rev != 0 {
+			c, err = record.DecodeCluster(i.Value)
+			return nil, err
+		}
+		l, err := r.Store.List(ctx, record.Prefix)
+		if err != nil {
+			return nil, err
+		}
+		for _, item := range l.Items {
+			if item.Key != record.ClusterKey {
+				return nil, ErrNotEmpty
+			}
+		}
+		c = record.Cluster{ID: record.NewUUID(), Epoch: lease.Epoch{Number: 1, ID: record.NewUUID()}}
+		return record.EncodeCluster(c), nil
+	})
+	if err != nil {
+		return record.Cluster{}, fmt.Errorf("open the registry: %w", err)
+	}
+	return c, nil
+}
+
+// Enroll writes what a node says of itself. Asserted only ever grows.
+func (r Registry) Enroll(ctx context.Context, n record.Node) error {
+	gone, err := r.Store.Get(ctx, record.GoneFolder+string(n.Node))
+	if err != nil {
+		return err
+	}
+	if gone.Rev != 0 {
+		return fmt.Errorf("node %s: %w", n.Node, ErrRemoved)
+	}
+	return r.edit(ctx, record.NodeFolder+string(n.Node), func(i Item) ([]byte, error) {
+		if i.Rev != 0 {
+			old, err := record.DecodeNode(i.Value)
+			if err != nil {
+				return nil, err
+			}
+			n.Asserted = max(n.Asserted, old.Asserted)
+		}
+		value := record.EncodeNode(n)
+		if string(value) == string(i.Value) {
+			return nil, nil
+		}
+		return value, nil
+	})
+}
+
+// Remove leaves a tombstone for a node that is off: its UUID is never used
+// again, and its addresses are freed by Sweep after they have rested.
+func (r Registry) Remove(ctx context.Context, n lease.Node, rest time.Duration) error {
+	v, err := r.View(ctx)
+	if err != nil {
+		return err
+	}
+	if _, live := v.Live[n]; live {
+		return fmt.Errorf("node %s: %w", n, ErrLive)
+	}
+	node, known := v.Nodes[n]
+	if !known && len(v.named(n)) == 0 {
+		return fmt.Errorf("node %s: %w", n, ErrNoNode)
+	}
+	return r.edit(ctx, record.GoneFolder+string(n), func(i Item) ([]byte, error) {
+		if i.Rev != 0 {
+			return nil, nil
+		}
+		return record.EncodeGone(record.Gone{Node: n, Name: node.Value.Name, Rest: rest, At: r.now()}), nil
+	})
+}
+
+// named lists the pools and blocks that name a node.
+func (v *View) named(n lease.Node) map[string][]lease.Seen {
+	out := make(map[string][]lease.Seen)
+	for pool, blocks := range v.Blocks {
+		for _, s := range blocks {
+			if s.Block.Names(n) {
+				out[pool] = append(out[pool], s)
+			}
+		}
+	}
+	return out
+}
+
+// Sweep takes blocks and addresses from a removed node, each by a swap of its
+// own, and forgets the node when nothing is left. Anybody may call it, and
+// again: a late request of the node may bring something back. left counts the
+// blocks that still name it, because others changed them or they cannot be
+// read.
+func (r Registry) Sweep(ctx context.Context, n lease.Node) (left int, err error) {
+	v, err := r.View(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if _, gone := v.Gone[n]; !gone {
+		return 0, fmt.Errorf("node %s was not removed, so nothing is taken from it", n)
+	}
+	for key := range v.Unread {
+		if strings.HasPrefix(key, record.BlockFolder) {
+			left++
+		}
+	}
+	var errs []error
+	for pool, blocks := range v.named(n) {
+		for _, s := range blocks {
+			next, _ := s.Block.Strip(func(x lease.Node) bool { return x == n }, r.now())
+			_, a := r.Send(ctx, pool, lease.Step{Do: lease.Send, Block: next, Rev: s.Rev})
+			if a.Outcome != Applied {
+				left++
+				errs = append(errs, fmt.Errorf("block %s: %w", s.Block.CIDR, a.err()))
+			}
+		}
+	}
+	if left == 0 {
+		err = r.remove(ctx, record.NodeFolder+string(n))
+	}
+	return left, errors.Join(append(errs, err)...)
+}
+
+// Freeze reports that the registry was further than it is. Nobody changes
+// what is whose from then on, until Recover.
+func (r Registry) Freeze(ctx context.Context, f record.Frozen) error {
+	return r.edit(ctx, record.ClusterKey, func(i Item) ([]byte, error) {
+		c, err := record.DecodeCluster(i.Value)
+		if err != nil {
+			return nil, err
+		}
+		if old := c.Frozen; old != nil {
+			if f.Epoch <= old.Epoch && f.Rev <= old.Rev {
+				return nil, nil
+			}
+			f = record.Frozen{Node: old.Node, Reason: old.Reason, Epoch: max(f.Epoch, old.Epoch), Rev: max(f.Rev, old.Rev)}
+		}
+		c.Frozen = &f
+		return record.EncodeCluster(c), nil
+	})
+}
+
+// Recover begins a new epoch, on the word of an operator. Revisions go on
+// above all that were reported, so that nothing compares equal that is not;
+// then each known node asserts what it has, or is removed, and only then is
+// anything traded again.
+func (r Registry) Recover(ctx context.Context) (epoch lease.Epoch, err error) {
+	err = r.edit(ctx, record.ClusterKey, func(i Item) ([]byte, error) {
+		c, err := record.DecodeCluster(i.Value)
+		if err != nil {
+			return nil, err
+		}
+		epoch = lease.Epoch{Number: c.Epoch.Number + 1, ID: record.NewUUID()}
+		if f := c.Frozen; f != nil {
+			epoch.Number = max(epoch.Number, f.Epoch+1)
+			// Each write moves the store on by one. Our own record is as good
+			// as any, and is not changed by it.
+			for i.Rev <= f.Rev {
+				a := r.Store.Swap(ctx, record.ClusterKey, i.Rev, i.Value)
+				if a.Outcome != Applied {
+					return nil, a.err()
+				}
+				i.Rev = a.Rev
+			}
+		}
+		c.Epoch, c.Frozen = epoch, nil
+		return record.EncodeCluster(c), nil
+	})
+	if err != nil {
+		return lease.Epoch{}, fmt.Errorf("recover the registry: %w", err)
+	}
+	return epoch, nil
+}

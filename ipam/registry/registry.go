@@ -1,0 +1,153 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+)
+
+// Registry is what nodes and operators do, on a store.
+type Registry struct {
+	Store Store
+	// Now is the wall clock, for what people read and for parked addresses;
+	// default time.Now.
+	Now func() time.Time
+}
+
+var (
+	// ErrUnknown is returned when nobody can say whether a change was made.
+	ErrUnknown = errors.New("the outcome is unknown; look again before you repeat it")
+	// ErrMoved is returned when somebody else changed the same record at the
+	// same moment.
+	ErrMoved = errors.New("somebody else has changed it meanwhile")
+)
+
+func (r Registry) now() time.Time {
+	if r.Now != nil {
+		return r.Now().UTC().Truncate(time.Second)
+	}
+	return time.Now().UTC().Truncate(time.Second)
+}
+
+// err turns an answer into what a person is told.
+func (a Answer) err() error {
+	switch a.Outcome {
+	case Applied:
+		return nil
+	case Refused:
+		return ErrMoved
+	}
+	if a.Err != nil {
+		return fmt.Errorf("%w: %w", ErrUnknown, a.Err)
+	}
+	return ErrUnknown
+}
+
+// View reads all of the registry.
+func (r Registry) View(ctx context.Context) (*View, error) {
+	l, err := r.Store.List(ctx, record.Prefix)
+	if err != nil {
+		return nil, fmt.Errorf("list the registry: %w", err)
+	}
+	return NewView(l), nil
+}
+
+// Block reads the record of a block; one that was never written is of
+// revision 0.
+func (r Registry) Block(ctx context.Context, pool string, cidr netip.Prefix) (lease.Seen, error) {
+	item, err := r.Store.Get(ctx, record.BlockKey(pool, cidr))
+	if err != nil {
+		return lease.Seen{}, fmt.Errorf("read block %s: %w", cidr, err)
+	}
+	if item.Rev == 0 {
+		return lease.Seen{Block: lease.Block{CIDR: cidr}}, nil
+	}
+	b, err := record.DecodeBlock(item.Value)
+	if err != nil {
+		return lease.Seen{}, fmt.Errorf("block %s: %w", cidr, err)
+	}
+	return lease.Seen{Block: b, Rev: item.Rev}, nil
+}
+
+// Send does what a lease.Step of that name says. seen is the record from then
+// on if the answer is Applied; else it has to be read again.
+func (r Registry) Send(ctx context.Context, pool string, step lease.Step) (seen lease.Seen, a Answer) {
+	value, err := record.EncodeBlock(step.Block)
+	if err != nil {
+		return lease.Seen{}, Answer{Outcome: Refused, Err: err}
+	}
+	a = r.Store.Swap(ctx, record.BlockKey(pool, step.Block.CIDR), step.Rev, value)
+	if a.Outcome != Applied {
+		return lease.Seen{}, a
+	}
+	return lease.Seen{Block: step.Block, Rev: a.Rev}, a
+}
+
+// Bind opens the session of an agent. ErrTaken is returned while another agent
+// has a session on the same UUID: one with a copy of the ledger, or with this
+// very ledger before a reboot. Then wait until its time is over.
+func (r Registry) Bind(ctx context.Context, live record.Live, ttl time.Duration) (Session, error) {
+	s, err := r.Store.Bind(ctx, record.LiveFolder+string(live.Node), record.EncodeLive(live), ttl, func(value []byte) bool {
+		other, err := record.DecodeLive(value)
+		return err == nil && other.Same(live)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open the session of node %s: %w", live.Node, err)
+	}
+	return s, nil
+}
+
+// Raise raises a node's flag for a pool, in its session; have is what the
+// registry shows as the node's at the moment. The flag is lowered with Lower
+// or by the end of the session. One that is up already stays as it is.
+func (r Registry) Raise(ctx context.Context, s Session, pool string, n lease.Node, have int) Answer {
+	w := record.Want{Node: n, Pool: pool, Have: have}
+	return s.Swap(ctx, record.WantKey(pool, n), 0, record.EncodeWant(w))
+}
+
+// Lower takes a flag down.
+func (r Registry) Lower(ctx context.Context, pool string, n lease.Node) error {
+	key := record.WantKey(pool, n)
+	item, err := r.Store.Get(ctx, key)
+	if err != nil || item.Rev == 0 {
+		return err
+	}
+	return r.Store.Delete(ctx, key, item.Rev).err()
+}
+
+// edit changes one record, again as long as others get in between. f gets
+// what is there, Rev 0 if nothing is, and returns what is to be there: nil for
+// no change.
+func (r Registry) edit(ctx context.Context, key string, f func(Item) ([]byte, error)) error {
+	for {
+		item, err := r.Store.Get(ctx, key)
+		if err != nil {
+			return err
+		}
+		value, err := f(item)
+		if err != nil || value == nil {
+			return err
+		}
+		if a := r.Store.Swap(ctx, key, item.Rev, value); a.Outcome != Refused {
+			return a.err()
+		}
+	}
+}
+
+// remove deletes one record; that it is not there is no error.
+func (r Registry) remove(ctx context.Context, key string) error {
+	for {
+		item, err := r.Store.Get(ctx, key)
+		if err != nil || item.Rev == 0 {
+			return err
+		}
+		if a := r.Store.Delete(ctx, key, item.Rev); a.Outcome != Refused {
+			return a.err()
+		}
+	}
+}

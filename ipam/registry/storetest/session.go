@@ -1,0 +1,125 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam/registry"
+)
+
+// ttl of the sessions: what etcd takes for one at least.
+const ttl = 2 * time.Second
+
+func never([]byte) bool  { return false }
+func always([]byte) bool { return true }
+
+func bind(t *testing.T, ctx context.Context, s registry.Store, value string, takeOver func([]byte) bool) registry.Session {
+	t.Helper()
+	n, err := s.Bind(ctx, "/t/live", []byte(value), ttl, takeOver)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// gone waits until a key is.
+func gone(t *testing.T, ctx context.Context, s registry.Store, key string) {
+	t.Helper()
+	for end := time.Now().Add(patience); get(t, ctx, s, key).Rev != 0; {
+		if time.Now().After(end) {
+			t.Fatalf("%s is still there", key)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func lost(t *testing.T, n registry.Session) {
+	t.Helper()
+	select {
+	case <-n.Context().Done():
+		if err := context.Cause(n.Context()); !errors.Is(err, registry.ErrSessionLost) {
+			t.Errorf("the session ended with %v", err)
+		}
+	case <-time.After(patience):
+		t.Error("the session does not end")
+	}
+}
+
+func session(t *testing.T, ctx context.Context, b Backend) {
+	n := bind(t, ctx, b.A, "a", never)
+	want(t, "further key", n.Swap(ctx, "/t/want", 0, []byte("w")), registry.Applied)
+	want(t, "further key that is there", n.Swap(ctx, "/t/want", 0, []byte("w")), registry.Refused)
+	time.Sleep(2 * ttl) // it is renewed all the while
+	for _, key := range []string{"/t/live", "/t/want"} {
+		if get(t, ctx, b.B, key).Rev == 0 {
+			t.Errorf("%s is gone", key)
+		}
+	}
+	if err := n.Context().Err(); err != nil {
+		t.Errorf("the session has ended: %v", err)
+	}
+	if err := n.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"/t/live", "/t/want"} {
+		if get(t, ctx, b.B, key).Rev != 0 {
+			t.Errorf("%s is left", key)
+		}
+	}
+	if n.Context().Err() == nil || errors.Is(context.Cause(n.Context()), registry.ErrSessionLost) {
+		t.Errorf("after Close: %v", context.Cause(n.Context()))
+	}
+	if a := n.Swap(ctx, "/t/want", 0, []byte("late")); a.Outcome == registry.Applied {
+		t.Error("a closed session wrote a key")
+	}
+}
+
+func taken(t *testing.T, ctx context.Context, b Backend) {
+	n := bind(t, ctx, b.A, "a", never)
+	asked := ""
+	_, err := b.B.Bind(ctx, "/t/live", []byte("b"), ttl, func(value []byte) bool { asked = string(value); return false })
+	if !errors.Is(err, registry.ErrTaken) || asked != "a" {
+		t.Errorf("%v, asked about %q", err, asked)
+	}
+	if i := get(t, ctx, b.B, "/t/live"); string(i.Value) != "a" {
+		t.Errorf("the key has become %q", i.Value)
+	}
+	if err := n.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := bind(t, ctx, b.B, "b", never).Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func takenOver(t *testing.T, ctx context.Context, b Backend) {
+	first := bind(t, ctx, b.A, "first", never)
+	want(t, "key of the first", first.Swap(ctx, "/t/want", 0, []byte("w")), registry.Applied)
+	second := bind(t, ctx, b.B, "second", always)
+	lost(t, first)
+	gone(t, ctx, b.A, "/t/want")
+	if a := first.Swap(ctx, "/t/want", 0, []byte("late")); a.Outcome == registry.Applied {
+		t.Error("the session that was lost wrote a key")
+	}
+	_ = first.Close(ctx) // must not take the second's key along
+	if i := get(t, ctx, b.A, "/t/live"); string(i.Value) != "second" || second.Context().Err() != nil {
+		t.Errorf("the key is %q, the second session: %v", i.Value, second.Context().Err())
+	}
+	if err := second.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func dead(t *testing.T, ctx context.Context, b Backend) {
+	process, kill := context.WithCancel(ctx)
+	n := bind(t, process, b.A, "a", never)
+	want(t, "further key", n.Swap(ctx, "/t/want", 0, []byte("w")), registry.Applied)
+	kill()
+	if get(t, ctx, b.B, "/t/live").Rev == 0 {
+		t.Error("the key went with the process, and not after its time")
+	}
+	gone(t, ctx, b.B, "/t/live")
+	gone(t, ctx, b.B, "/t/want")
+}

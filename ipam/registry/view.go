@@ -1,0 +1,251 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+)
+
+// Kept is a record with its revision.
+type Kept[T any] struct {
+	Value T
+	Rev   lease.Rev
+}
+
+// View is all of the registry at one moment.
+type View struct {
+	// Rev of the moment.
+	Rev lease.Rev
+	// Cluster is of revision 0 in a registry that nobody has opened yet.
+	Cluster Kept[record.Cluster]
+	// Pools, Networks and Tenants by name.
+	Pools    map[string]Kept[record.Pool]
+	Networks map[string]Kept[record.Network]
+	Tenants  map[string]Kept[record.Tenant]
+	Nodes    map[lease.Node]Kept[record.Node]
+	Gone     map[lease.Node]Kept[record.Gone]
+	Live     map[lease.Node]Kept[record.Live]
+	// Blocks and Wants by the UUID of their pool.
+	Blocks map[string]map[netip.Prefix]lease.Seen
+	Wants  map[string]map[lease.Node]lease.Want
+	// Unread has, by key, why a value was skipped. What it stands for is
+	// unknown, which is not the same as absent.
+	Unread map[string]error
+}
+
+// NewView makes a view of a full list.
+func NewView(l List) *View {
+	v := &View{
+		Pools:    make(map[string]Kept[record.Pool]),
+		Networks: make(map[string]Kept[record.Network]),
+		Tenants:  make(map[string]Kept[record.Tenant]),
+		Nodes:    make(map[lease.Node]Kept[record.Node]),
+		Gone:     make(map[lease.Node]Kept[record.Gone]),
+		Live:     make(map[lease.Node]Kept[record.Live]),
+		Blocks:   make(map[string]map[netip.Prefix]lease.Seen),
+		Wants:    make(map[string]map[lease.Node]lease.Want),
+		Unread:   make(map[string]error),
+	}
+	v.Apply(Batch(l))
+	return v
+}
+
+// Apply takes in what has changed since.
+func (v *View) Apply(b Batch) {
+	for _, i := range b.Items {
+		delete(v.Unread, i.Key)
+		if err := v.apply(i); err != nil {
+			v.Unread[i.Key] = err
+		}
+	}
+	v.Rev = max(v.Rev, b.Rev)
+}
+
+func (v *View) apply(i Item) error {
+	rest := func(folder string) string { return strings.TrimPrefix(i.Key, folder) }
+	in := func(folder string) bool { return strings.HasPrefix(i.Key, folder) }
+	switch {
+	case i.Key == record.ClusterKey:
+		return one(&v.Cluster, i, record.DecodeCluster)
+	case in(record.PoolFolder):
+		return keep(v.Pools, rest(record.PoolFolder), i, record.DecodePool, func(p record.Pool) string { return p.Name })
+	case in(record.NetworkFolder):
+		return keep(v.Networks, rest(record.NetworkFolder), i, record.DecodeNetwork, func(n record.Network) string { return n.Name })
+	case in(record.TenantFolder):
+		return keep(v.Tenants, rest(record.TenantFolder), i, record.DecodeTenant, func(t record.Tenant) string { return t.Name })
+	case in(record.NodeFolder):
+		return keep(v.Nodes, lease.Node(rest(record.NodeFolder)), i, record.DecodeNode, func(n record.Node) lease.Node { return n.Node })
+	case in(record.GoneFolder):
+		// A tombstone that cannot be read is one all the same: the node of its
+		// key was removed.
+		n := lease.Node(rest(record.GoneFolder))
+		err := keep(v.Gone, n, i, record.DecodeGone, func(g record.Gone) lease.Node { return g.Node })
+		if err != nil {
+			v.Gone[n] = Kept[record.Gone]{record.Gone{Node: n}, i.Rev}
+		}
+		return err
+	case in(record.LiveFolder):
+		return keep(v.Live, lease.Node(rest(record.LiveFolder)), i, record.DecodeLive, func(l record.Live) lease.Node { return l.Node })
+	case in(record.BlockFolder):
+		return v.applyBlock(i)
+	case in(record.WantFolder):
+		return v.applyWant(i)
+	}
+	if i.Value == nil {
+		return nil
+	}
+	return errors.New("nothing is known of such keys")
+}
+
+// one keeps the record of a key that is alone of its kind.
+func one[T any](to *Kept[T], i Item, decode func([]byte) (T, error)) error {
+	*to = Kept[T]{}
+	if i.Value == nil {
+		return nil
+	}
+	value, err := decode(i.Value)
+	if err == nil {
+		*to = Kept[T]{value, i.Rev}
+	}
+	return err
+}
+
+// keep keeps a record in a map. Its name must be that of its key.
+func keep[K ~string, T any](m map[K]Kept[T], key K, i Item, decode func([]byte) (T, error), name func(T) K) error {
+	delete(m, key)
+	if i.Value == nil {
+		return nil
+	}
+	value, err := decode(i.Value)
+	if err != nil {
+		return err
+	}
+	if name(value) != key {
+		return fmt.Errorf("is the record of %q", name(value))
+	}
+	m[key] = Kept[T]{value, i.Rev}
+	return nil
+}
+
+func (v *View) applyBlock(i Item) error {
+	pool, cidr, ok := record.ParseBlockKey(i.Key)
+	if !ok {
+		return errors.New("the key names no block")
+	}
+	delete(v.Blocks[pool], cidr)
+	if i.Value == nil {
+		return nil
+	}
+	b, err := record.DecodeBlock(i.Value)
+	if err != nil {
+		return err
+	}
+	if b.CIDR != cidr {
+		return fmt.Errorf("is the record of %s", b.CIDR)
+	}
+	if v.Blocks[pool] == nil {
+		v.Blocks[pool] = make(map[netip.Prefix]lease.Seen)
+	}
+	v.Blocks[pool][cidr] = lease.Seen{Block: b, Rev: i.Rev}
+	return nil
+}
+
+func (v *View) applyWant(i Item) error {
+	pool, node, _ := strings.Cut(strings.TrimPrefix(i.Key, record.WantFolder), "/")
+	delete(v.Wants[pool], lease.Node(node))
+	if i.Value == nil {
+		return nil
+	}
+	w, err := record.DecodeWant(i.Value)
+	if err != nil {
+		return err
+	}
+	if record.WantKey(w.Pool, w.Node) != i.Key {
+		return fmt.Errorf("is the flag of %s for %s", w.Node, w.Pool)
+	}
+	if v.Wants[pool] == nil {
+		v.Wants[pool] = make(map[lease.Node]lease.Want)
+	}
+	v.Wants[pool][w.Node] = lease.Want{Node: w.Node, Have: w.Have, Rev: i.Rev}
+	return nil
+}
+
+// Pool returns the pool with a UUID.
+func (v *View) Pool(uuid string) (Kept[record.Pool], bool) {
+	for _, p := range v.Pools {
+		if p.Value.UUID == uuid {
+			return p, true
+		}
+	}
+	return Kept[record.Pool]{}, false
+}
+
+// Seen lists the records of a pool's blocks.
+func (v *View) Seen(pool string) []lease.Seen {
+	return slices.SortedFunc(maps.Values(v.Blocks[pool]), func(a, b lease.Seen) int { return a.Block.CIDR.Compare(b.Block.CIDR) })
+}
+
+// Unreadable reports whether there is a record of the block that was skipped.
+func (v *View) Unreadable(pool string, cidr netip.Prefix) bool {
+	return v.Unread[record.BlockKey(pool, cidr)] != nil
+}
+
+// Present is what the view says to a node about the registry as a whole.
+func (v *View) Present(n lease.Node) lease.Present {
+	c := v.Cluster.Value
+	_, removed := v.Gone[n]
+	p := lease.Present{Cluster: c.ID, Epoch: c.Epoch, Rev: v.Rev, Removed: removed}
+	// Without a record that can be read nobody can say that all is well.
+	p.Frozen = c.Frozen != nil || v.Unread[record.ClusterKey] != nil
+	for n, node := range v.Nodes {
+		if _, gone := v.Gone[n]; !gone && node.Value.Asserted < c.Epoch.Number {
+			p.Waits = true
+		}
+	}
+	for key := range v.Unread {
+		p.Waits = p.Waits || strings.HasPrefix(key, record.NodeFolder)
+	}
+	return p
+}
+
+// Follow calls f with a view of the registry and again after each change,
+// until ctx ends or f returns an error. A watch that breaks, or cannot go on
+// from where it was, leads to a full new list. pause is called after each
+// failure, with how many there were in a row; an error of it ends Follow too.
+// f must not keep the view; it is changed in place.
+func Follow(ctx context.Context, s Store, pause func(ctx context.Context, err error, failures int) error, f func(*View) error) error {
+	failures := 0
+	for {
+		l, err := s.List(ctx, record.Prefix)
+		if err == nil {
+			failures = 0
+			v := NewView(l)
+			if err := f(v); err != nil {
+				return err
+			}
+			var own error
+			err = s.Watch(ctx, record.Prefix, l.Rev, func(b Batch) error {
+				v.Apply(b)
+				own = f(v)
+				return own
+			})
+			if own != nil {
+				return own
+			}
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		failures++
+		if err := pause(ctx, err, failures); err != nil {
+			return err
+		}
+	}
+}
