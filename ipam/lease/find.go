@@ -40,10 +40,11 @@ type Found struct {
 	// CIDR of the block to go to, with what to want of it.
 	CIDR netip.Prefix
 	Goal Goal
-	// Holder has the address Addr in use for the very owner that asks, and has
-	// not let go of it: the owner has to wait.
-	Holder Node
+	// Addr is the address that the owner had last, if it had one. Holder has it
+	// in use for this very owner, and has not let go of it: the owner has to
+	// wait.
 	Addr   netip.Addr
+	Holder Node
 	// Ask: nobody's addresses are used up, so others have to give. Raise a
 	// flag.
 	Ask bool
@@ -81,20 +82,29 @@ type candidate struct {
 	Entry
 }
 
-// own finds the address that the owner had last.
-func (s Search) own() (Found, bool) {
+// own finds the address that the owner had last: one that is parked for it, or
+// one that it is still said to use elsewhere.
+func (s Search) own() (found Found, ok bool) {
 	for _, r := range s.Blocks {
 		for a, e := range r.Block.Given {
-			switch {
-			case e.Key != s.Key || !s.Usable(a):
-			case e.Node == "":
-				return Found{CIDR: r.Block.CIDR, Goal: Goal{Claim: map[netip.Addr]string{a: s.Key}}}, true
-			case e.Node != s.Node:
-				return Found{Holder: e.Node, Addr: a}, true
+			if e.Key != s.Key || e.Node == s.Node || !s.Usable(a) {
+				continue
+			}
+			here := Found{Holder: e.Node, Addr: a}
+			if e.Node == "" {
+				here = Found{CIDR: r.Block.CIDR, Addr: a, Goal: Goal{Claim: map[netip.Addr]string{a: s.Key}}}
+			}
+			// What can be had goes before what cannot, then by address.
+			better := cmp.Compare(len(here.Holder), len(found.Holder))
+			if better == 0 {
+				better = a.Compare(found.Addr)
+			}
+			if !ok || better < 0 {
+				found, ok = here, true
 			}
 		}
 	}
-	return Found{}, false
+	return found, ok
 }
 
 // block finds a block to lease. Those that were leased before go first, so

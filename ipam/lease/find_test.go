@@ -23,6 +23,10 @@ func TestFind(t *testing.T) {
 	claim := func(p netip.Prefix, a netip.Addr, key string) lease.Found {
 		return lease.Found{CIDR: p, Goal: lease.Goal{Claim: map[netip.Addr]string{a: key}}}
 	}
+	own := func(f lease.Found) lease.Found {
+		f.Addr = a2
+		return f
+	}
 	// The pool has two blocks of four addresses, of which the first and the
 	// last are no hosts and the second is the gateway.
 	tests := []struct {
@@ -39,8 +43,8 @@ func TestFind(t *testing.T) {
 		{"an offer that is no usable address", lease.Search{Waiting: true}, []lease.Block{block(n1, given{a1: {}}), full}, lease.Found{Ask: true}},
 		{"nothing, ahead of need", lease.Search{}, []lease.Block{block(n1, nil), full}, lease.Found{}},
 		{"nothing, with an ADD that waits", lease.Search{Waiting: true}, []lease.Block{block(n1, nil), full}, lease.Found{Ask: true}},
-		{"one's own parked address before anything else", lease.Search{Sticky: ipam.StickySoft, Key: key}, []lease.Block{block(n2, given{a2: {Key: key, Since: epoch}})}, claim(cidr, a2, key)},
-		{"one's own parked address, strictly", lease.Search{Sticky: ipam.StickyStrict, Key: key}, []lease.Block{block(n2, given{a2: {Key: key, Since: epoch}})}, claim(cidr, a2, key)},
+		{"one's own parked address before anything else", lease.Search{Sticky: ipam.StickySoft, Key: key}, []lease.Block{block(n2, given{a2: {Key: key, Since: epoch}, a3: {Node: n2, Key: key}})}, own(claim(cidr, a2, key))},
+		{"one's own parked address, strictly", lease.Search{Sticky: ipam.StickyStrict, Key: key}, []lease.Block{block(n2, given{a2: {Key: key, Since: epoch}, a3: {Node: n2, Key: key}})}, own(claim(cidr, a2, key))},
 		{"one's own address is held elsewhere", lease.Search{Sticky: ipam.StickySoft, Key: key, Waiting: true}, []lease.Block{block(n2, given{a2: {Node: n2, Key: key}})}, lease.Found{Holder: n2, Addr: a2}},
 		{"a key means nothing in a pool that is not sticky", lease.Search{Key: key}, []lease.Block{full, block(n2, given{a2: {Node: n2, Key: key}, a3: {}})}, claim(cidr, a3, key)},
 		{"another's parked address, ahead of need", lease.Search{Sticky: ipam.StickySoft}, []lease.Block{block(n2, given{a2: sooner}), full}, lease.Found{}},
