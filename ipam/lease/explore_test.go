@@ -21,7 +21,7 @@ func TestExplore(t *testing.T) {
 		{name: "three nodes", nodes: 3, addrs: 1},
 		{name: "power off, removal, power on", nodes: 2, addrs: 1, crashes: 1, faults: 1, power: true, named: true},
 		{name: "old copy of a ledger", nodes: 2, addrs: 1, faults: 1, power: true, oldLedger: true},
-		{name: "registry restored", nodes: 2, addrs: 1, crashes: 1, faults: 1, restore: true},
+		{name: "registry restored", nodes: 2, addrs: 1, crashes: 1, faults: 1, restore: true, named: true},
 	}
 	for _, w := range worlds {
 		if race {

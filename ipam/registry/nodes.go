@@ -18,6 +18,8 @@ var (
 	ErrRemoved = errors.New("the node was removed")
 	// ErrLive is returned when a node is to be removed whose agent runs.
 	ErrLive = errors.New("the node's agent is running; stop the node first")
+	// ErrNoCluster is returned for a registry that nobody has opened yet.
+	ErrNoCluster = errors.New("the registry says of no cluster that it is its own; restore it, or let a new node open it")
 	// ErrNotEmpty is returned for a registry that has values, but does not say
 	// which cluster it is.
 	ErrNotEmpty = errors.New("the registry is not empty, and its cluster record is missing")
@@ -144,9 +146,13 @@ func (r Registry) Sweep(ctx context.Context, n lease.Node) (left int, err error)
 }
 
 // Freeze reports that the registry was further than it is. Nobody changes
-// what is whose from then on, until Recover.
+// what is whose from then on, until Recover. The node has to Enroll before, or
+// nobody would wait for it then.
 func (r Registry) Freeze(ctx context.Context, f record.Frozen) error {
 	return r.edit(ctx, record.ClusterKey, func(i Item) ([]byte, error) {
+		if i.Rev == 0 {
+			return nil, ErrNoCluster
+		}
 		c, err := record.DecodeCluster(i.Value)
 		if err != nil {
 			return nil, err
@@ -155,19 +161,23 @@ func (r Registry) Freeze(ctx context.Context, f record.Frozen) error {
 			if f.Epoch <= old.Epoch && f.Rev <= old.Rev {
 				return nil, nil
 			}
-			f = record.Frozen{Node: old.Node, Reason: old.Reason, Epoch: max(f.Epoch, old.Epoch), Rev: max(f.Rev, old.Rev)}
+			f = record.Frozen{Node: old.Node, Reason: old.Reason, Cluster: old.Cluster, Epoch: max(f.Epoch, old.Epoch), Rev: max(f.Rev, old.Rev)}
 		}
 		c.Frozen = &f
 		return record.EncodeCluster(c), nil
 	})
 }
 
-// Recover begins a new epoch, on the word of an operator. Revisions go on
+// Recover begins a new epoch, on the word of an operator, for the cluster that
+// the first report names: a registry made anew takes its place. Revisions go on
 // above all that were reported, so that nothing compares equal that is not;
 // then each known node asserts what it has, or is removed, and only then is
 // anything traded again.
 func (r Registry) Recover(ctx context.Context) (epoch lease.Epoch, err error) {
 	err = r.edit(ctx, record.ClusterKey, func(i Item) ([]byte, error) {
+		if i.Rev == 0 {
+			return nil, ErrNoCluster
+		}
 		c, err := record.DecodeCluster(i.Value)
 		if err != nil {
 			return nil, err
@@ -175,6 +185,9 @@ func (r Registry) Recover(ctx context.Context) (epoch lease.Epoch, err error) {
 		epoch = lease.Epoch{Number: c.Epoch.Number + 1, ID: record.NewUUID()}
 		if f := c.Frozen; f != nil {
 			epoch.Number = max(epoch.Number, f.Epoch+1)
+			if f.Cluster != "" {
+				c.ID = f.Cluster
+			}
 			// Each write moves the store on by one. Our own record is as good
 			// as any, and is not changed by it.
 			for i.Rev <= f.Rev {

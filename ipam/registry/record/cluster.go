@@ -22,6 +22,9 @@ type Frozen struct {
 	// Node that saw it first.
 	Node   lease.Node `json:"node"`
 	Reason string     `json:"reason"`
+	// Cluster is the ID that the node knows: another one if the registry was
+	// not restored, but made anew.
+	Cluster string `json:"cluster,omitempty"`
 	// Epoch and Rev are the highest that any of them had seen before.
 	Epoch int       `json:"epoch"`
 	Rev   lease.Rev `json:"rev"`
@@ -62,6 +65,9 @@ func DecodeCluster(value []byte) (Cluster, error) {
 		c.Frozen = new(Frozen)
 		if err := ipam.DecodeObject(w.Frozen, "cluster.frozen", c.Frozen); err != nil {
 			return Cluster{}, err
+		}
+		if id := c.Frozen.Cluster; id != "" && !ValidUUID(id) {
+			return Cluster{}, fmt.Errorf("cluster.frozen.cluster: %q is no UUID", id)
 		}
 	}
 	return c, nil

@@ -1,0 +1,183 @@
+package registry_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/ipam/registry/memstore"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+)
+
+// TestUnreadIsNotAbsent: a value that cannot be understood is shown, and what
+// it stands for is not given to anybody.
+func TestUnreadIsNotAbsent(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := memstore.New()
+	r := registry.Registry{Store: s}
+	if _, err := r.Open(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p := create(t, r, "red")
+	first, others := netip.MustParsePrefix("10.0.0.0/30"), []string{"10.0.0.4/30", "10.0.0.8/30", "10.0.0.12/30"}
+	for _, cidr := range others {
+		leased(t, r, p, n2, cidr)
+	}
+	blockKey := record.BlockKey(p.UUID, first)
+	bad := map[string]string{
+		blockKey:                       `{"version":2,"cidr":"10.0.0.0/30","zone":"b"}`,
+		record.BlockFolder + "x":       `{}`,
+		record.GoneFolder + string(n1): `garbage`,
+		record.NetworkFolder + "a":     `{"version":1,"name":"b","pool":"pods","backend":"hostgw","tenant":"red"}`,
+		record.WantFolder + "x/y":      `null`,
+		record.Prefix + "unheard":      `{}`,
+		record.TenantFolder + "red":    `{"version":1,"name":"red","quota":-1}`,
+		record.BlockKey(p.UUID, netip.MustParsePrefix("10.0.0.4/30")) + "0": `{"version":1,"cidr":"10.0.0.4/30"}`,
+	}
+	for key, value := range bad {
+		s.Put(key, []byte(value))
+	}
+	v := view(t, r)
+	for key := range bad {
+		if v.Unread[key] == nil {
+			t.Errorf("%s is not counted", key)
+		}
+	}
+	if len(v.Unread) != len(bad) {
+		t.Errorf("skipped: %v", v.Unread)
+	}
+	if !v.Present(n1).Removed {
+		t.Error("a tombstone that cannot be read is none")
+	}
+	if v.Room(p.UUID, 0) == nil {
+		t.Error("a quota that cannot be read is none")
+	}
+	search, err := v.Search(p, 0, lease.Search{Node: n1, Waiting: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found := search.Find(); found.CIDR.IsValid() || !found.Ask {
+		t.Errorf("found %+v", found)
+	}
+	if _, err := r.Block(ctx, p.UUID, first); !errors.Is(err, record.ErrNewer) {
+		t.Errorf("read: %v", err)
+	}
+	if err := r.DeletePool(ctx, "pods"); err == nil {
+		t.Error("the pool is deleted")
+	}
+	// Put right, it counts again.
+	value, err := record.EncodeBlock(lease.Block{CIDR: first})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Apply(registry.Batch{Items: []registry.Item{{Key: blockKey, Value: value, Rev: v.Rev + 1}}, Rev: v.Rev + 1})
+	if v.Unread[blockKey] != nil || v.Blocks[p.UUID][first].Rev != v.Rev {
+		t.Errorf("mended: %v", v.Unread[blockKey])
+	}
+	s.Put(record.ClusterKey, []byte(`{}`))
+	if !view(t, r).Present(n2).Frozen {
+		t.Error("without a readable cluster record all is said to be well")
+	}
+}
+
+// TestFollow: what is shown in the end is what a full list shows, whatever
+// breaks on the way, and nothing that was deleted meanwhile stays.
+func TestFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := memstore.New()
+		r := registry.Registry{Store: s}
+		p := create(t, r, "")
+		var pauses []error
+		var last *registry.View
+		views := 0
+		done := make(chan error)
+		go func() {
+			done <- registry.Follow(ctx, s.As("follower"), func(_ context.Context, err error, failures int) error {
+				pauses = append(pauses, err)
+				if failures > 3 {
+					s.Rig(nil)
+				}
+				return nil
+			}, func(v *registry.View) error {
+				last, views = v, views+1
+				return nil
+			})
+		}()
+		check := func(what string) {
+			t.Helper()
+			synctest.Wait()
+			want := view(t, r)
+			if diff := cmp.Diff(want, last, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty(), cmpopts.EquateErrors()); diff != "" {
+				t.Errorf("%s (-want +got)\n%s", what, diff)
+			}
+		}
+		check("at first")
+		leased(t, r, p, n1, "10.0.0.0/30")
+		leased(t, r, p, n2, "10.0.0.4/30")
+		check("after changes")
+
+		// While the watch hears nothing, something goes, and history with it.
+		s.Hold(true)
+		seen := leased(t, r, p, n1, "10.0.0.8/30")
+		s.Delete(ctx, record.BlockKey(p.UUID, seen.Block.CIDR), seen.Rev)
+		s.Compact(view(t, r).Rev)
+		s.Hold(false)
+		synctest.Wait()
+		if len(pauses) != 1 || !errors.Is(pauses[0], registry.ErrCompacted) {
+			t.Errorf("pauses: %v", pauses)
+		}
+		check("after compaction")
+
+		// The store goes away, comes back, and has lost what was last written.
+		snap := s.Snapshot()
+		leased(t, r, p, n1, "10.0.0.12/30")
+		check("before the restore")
+		s.Rig(func(q memstore.Request) memstore.Fault {
+			if q.Client == "follower" {
+				return memstore.Fail
+			}
+			return memstore.Deliver
+		})
+		s.Restore(snap)
+		check("after the restore")
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
+		if views < 5 {
+			t.Errorf("%d views", views)
+		}
+	})
+}
+
+func TestFollowEndsWithItsFunction(t *testing.T) {
+	t.Parallel()
+	s := memstore.New()
+	own := errors.New("own")
+	n := 0
+	err := registry.Follow(t.Context(), s, nil, func(*registry.View) error {
+		if n++; n == 2 {
+			return own
+		}
+		go s.Put(record.TenantFolder+"a", []byte(`{"version":1,"name":"a","quota":1}`))
+		return nil
+	})
+	if !errors.Is(err, own) {
+		t.Errorf("%v", err)
+	}
+	broken := errors.New("enough")
+	s.Rig(func(memstore.Request) memstore.Fault { return memstore.Fail })
+	err = registry.Follow(t.Context(), s, func(context.Context, error, int) error { return broken }, nil)
+	if !errors.Is(err, broken) {
+		t.Errorf("%v", err)
+	}
+}
