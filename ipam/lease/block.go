@@ -18,7 +18,8 @@
 //   - A node is the UUID of its ledger. Nobody but an operator takes addresses
 //     from a node, and a UUID that was removed is never used again.
 //
-// Explore_test.go runs this code through every interleaving of small clusters.
+// The exploration in the tests runs this code through every interleaving of
+// small clusters.
 //
 // Left out: reading and writing the records (package registry), the ledger's
 // file, timers. Whoever calls Next does what it says and calls it again.

@@ -17,6 +17,10 @@ var (
 	ErrClosed = errors.New("the pool is not open")
 )
 
+// ErrOld is returned by a view that does not reach to the revision in question:
+// get a newer one.
+var ErrOld = errors.New("the view is older than the record")
+
 // QuotaError is returned when a tenant has, or would have, more addresses
 // leased than it may.
 type QuotaError struct {
@@ -35,10 +39,18 @@ func (e *QuotaError) Error() string {
 // CNICode asks the runtime to try again later.
 func (e *QuotaError) CNICode() uint { return 11 }
 
-// Room reports whether a node may take n more addresses of the pool: before a
-// lease or a claim, and, with n = 0 and a view that is not older than the
-// record which came of it, before the node uses them (lease.Book.Learn). Nodes
-// that pass the first test at the same moment find out at the second.
+// Admit reports whether a node may use what a record of revision rev brought
+// it; it is what lease.Book.Learn has to know. Nodes that found Room at the
+// same moment, and one that has leased from a pool which is being deleted, find
+// out here.
+func (v *View) Admit(pool string, rev lease.Rev) error {
+	if v.Rev < rev {
+		return ErrOld
+	}
+	return v.Room(pool, 0)
+}
+
+// Room reports whether a node may lease or claim n more addresses of the pool.
 func (v *View) Room(pool string, n int64) error {
 	p, ok := v.Pool(pool)
 	if !ok {

@@ -163,7 +163,7 @@ func (v *View) fits(p record.Pool, rev lease.Rev) error {
 
 // DeletePool removes a pool of which nothing is leased and which no network
 // uses. It is marked first and counted then: a node that leases a block at the
-// same moment sees the mark before it uses it (View.Room).
+// same moment sees the mark before it uses it (View.Admit).
 func (r Registry) DeletePool(ctx context.Context, name string) error {
 	key := record.PoolFolder + name
 	var p record.Pool

@@ -225,7 +225,7 @@ func TestDeletedPoolIsNotUsed(t *testing.T) {
 	if err != nil || seen.Block.Owner != n1 {
 		t.Fatalf("%+v, %v", seen, err)
 	}
-	room := view(t, r).Room(p.UUID, 0)
+	room := view(t, r).Admit(p.UUID, seen.Rev)
 	if !errors.Is(room, registry.ErrNoPool) {
 		t.Errorf("room in a deleted pool: %v", room)
 	}
@@ -247,6 +247,7 @@ func TestQuota(t *testing.T) {
 	if err := r.PutTenant(ctx, record.Tenant{Name: "red", Quota: 8}); err != nil {
 		t.Fatal(err)
 	}
+	old := view(t, r)
 	room := func(n int64) error { return view(t, r).Room(p.UUID, n) }
 	leased(t, r, p, n1, "10.0.0.0/30")
 	if err := room(4); err != nil {
@@ -254,9 +255,12 @@ func TestQuota(t *testing.T) {
 	}
 	// Two nodes see room for one block at the same moment.
 	leased(t, r, p, n1, "10.0.0.4/30")
-	leased(t, r, p, n2, "10.0.0.8/30")
+	last := leased(t, r, p, n2, "10.0.0.8/30")
+	if err := old.Admit(p.UUID, last.Rev); !errors.Is(err, registry.ErrOld) {
+		t.Errorf("by a view from before: %v", err)
+	}
 	var over *registry.QuotaError
-	if err := room(0); !errors.As(err, &over) || over.Leased != 12 || over.Quota != 8 {
+	if err := view(t, r).Admit(p.UUID, last.Rev); !errors.As(err, &over) || over.Leased != 12 || over.Quota != 8 {
 		t.Errorf("both have leased: %v", err)
 	}
 	if err := r.DeleteTenant(ctx, "red"); err != nil || room(1000) != nil {

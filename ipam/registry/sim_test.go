@@ -2,6 +2,7 @@ package registry_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -119,7 +120,12 @@ func (n *node) act(seen lease.Seen, g lease.Goal) bool {
 	case lease.Reread:
 		n.view = nil
 	case lease.Learn:
-		next, lost, err := b.Learn(seen, n.view.Room(n.c.pool.UUID, 0) == nil)
+		open := n.view.Admit(n.c.pool.UUID, seen.Rev)
+		if errors.Is(open, registry.ErrOld) {
+			n.view = nil
+			return true
+		}
+		next, lost, err := b.Learn(seen, open == nil)
 		if err != nil || len(lost) > 0 {
 			panic(broken(fmt.Sprintf("node %s, block %s: lost %v, %v", n.id, cidr, lost, err)))
 		}

@@ -119,14 +119,16 @@ func raw(t *testing.T, endpoint string) *clientv3.Client {
 	return c
 }
 
-func backend(t *testing.T, endpoint string) storetest.Backend {
-	c := raw(t, endpoint)
+// backend is a database without keys, with a client of each of two members,
+// which may be the same.
+func backend(t *testing.T, a, b string) storetest.Backend {
+	t.Helper()
+	c := raw(t, a)
 	if _, err := c.Delete(t.Context(), "\x00", clientv3.WithFromKey()); err != nil {
 		t.Fatal(err)
 	}
-	config := etcd.Config{Endpoints: []string{endpoint}}
 	return storetest.Backend{
-		A: connect(t, config), B: connect(t, config),
+		A: connect(t, etcd.Config{Endpoints: []string{a}}), B: connect(t, etcd.Config{Endpoints: []string{b}}),
 		Compact: func(ctx context.Context, rev lease.Rev) error {
 			_, err := c.Compact(ctx, int64(rev))
 			return err
@@ -138,7 +140,7 @@ func TestContract(t *testing.T) {
 	t.Parallel()
 	s := newServer(t, "http")
 	ready(t, connect(t, etcd.Config{Endpoints: []string{s.endpoint}}))
-	storetest.Run(t, func(t *testing.T) storetest.Backend { return backend(t, s.endpoint) })
+	storetest.Run(t, func(t *testing.T) storetest.Backend { return backend(t, s.endpoint, s.endpoint) })
 }
 
 // TestServerGone: requests have no outcome while the server is away, a watch
