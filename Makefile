@@ -141,7 +141,7 @@ test: root packages lint test-rooms test-whole test-guest conformance ## everyth
 test-rooms: root ## tests of each package: plain, in namespaces, and of the real binary by script
 	@$(call section,unit and netns and script tests)
 	go test -race ./pkg/... ./ipam/... ./plugins/...
-	# In full, which under the race detector would take minutes.
+	# In full, which under the race detector would take minutes (-deep: more).
 	go test ./ipam/lease
 
 .PHONY: test-whole

@@ -1,6 +1,7 @@
 package lease_test
 
 import (
+	"flag"
 	"testing"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
@@ -8,6 +9,9 @@ import (
 
 // limit of states; a world that does not end below it proves nothing.
 const limit = 4_000_000
+
+// deep is for whoever changes the protocol: go test ./ipam/lease -deep.
+var deep = flag.Bool("deep", false, "explore larger clusters too, which takes minutes and gigabytes")
 
 // TestExplore runs small clusters through everything that can happen to them,
 // with the real records, books and decisions, and the fake store as the judge
@@ -22,6 +26,13 @@ func TestExplore(t *testing.T) {
 		{name: "power off, removal, power on", nodes: 2, addrs: 1, crashes: 1, faults: 1, power: true, named: true},
 		{name: "old copy of a ledger", nodes: 2, addrs: 1, faults: 1, power: true, oldLedger: true},
 		{name: "registry restored", nodes: 2, addrs: 1, crashes: 1, faults: 1, restore: true, named: true},
+	}
+	if *deep {
+		worlds = append(worlds,
+			world{name: "deep: three nodes, one crash", nodes: 3, addrs: 1, crashes: 1, named: true},
+			world{name: "deep: two addresses, power off, removal, power on", nodes: 2, addrs: 2, faults: 1, power: true},
+			world{name: "deep: two addresses, registry restored", nodes: 2, addrs: 2, faults: 1, restore: true},
+		)
 	}
 	for _, w := range worlds {
 		if race {

@@ -16,6 +16,8 @@ var (
 	ErrNoNode = errors.New("no such node")
 	// ErrRemoved is returned for a node that an operator has removed.
 	ErrRemoved = errors.New("the node was removed")
+	// ErrCopied is returned to a node whose ledger is that of another machine.
+	ErrCopied = errors.New("this ledger belongs to another machine; remove the node there, or start with a new ledger")
 	// ErrLive is returned when a node is to be removed whose agent runs.
 	ErrLive = errors.New("the node's agent is running; stop the node first")
 	// ErrNoCluster is returned for a registry that nobody has opened yet.
@@ -50,7 +52,10 @@ func (r Registry) Open(ctx context.Context) (c record.Cluster, err error) {
 	return c, nil
 }
 
-// Enroll writes what a node says of itself. Asserted only ever grows.
+// Enroll writes what a node says of itself; an agent does so before anything
+// else. Asserted only ever grows. ErrCopied is returned on another machine than
+// the first: the machine that the ledger was copied from may only be cut off
+// for longer than its session lasts, with its containers running.
 func (r Registry) Enroll(ctx context.Context, n record.Node) error {
 	gone, err := r.Store.Get(ctx, record.GoneFolder+string(n.Node))
 	if err != nil {
@@ -64,6 +69,9 @@ func (r Registry) Enroll(ctx context.Context, n record.Node) error {
 			old, err := record.DecodeNode(i.Value)
 			if err != nil {
 				return nil, err
+			}
+			if old.Machine != "" && old.Machine != n.Machine {
+				return nil, fmt.Errorf("node %s is of machine %q: %w", n.Node, old.Machine, ErrCopied)
 			}
 			n.Asserted = max(n.Asserted, old.Asserted)
 		}

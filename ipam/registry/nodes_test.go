@@ -26,12 +26,15 @@ func TestOpenAndEnroll(t *testing.T) {
 	}
 	addr := netip.MustParseAddr("192.0.2.1")
 	for _, asserted := range []int{1, 0} {
-		if err := r.Enroll(ctx, record.Node{Node: n1, Name: "n1", Addresses: []netip.Addr{addr}, Asserted: asserted}); err != nil {
+		if err := r.Enroll(ctx, record.Node{Node: n1, Name: "n1", Machine: "m", Addresses: []netip.Addr{addr}, Asserted: asserted}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if n := view(t, r).Nodes[n1].Value; n.Asserted != 1 || n.Name != "n1" || n.Addresses[0] != addr {
 		t.Errorf("%+v", n)
+	}
+	if err := r.Enroll(ctx, record.Node{Node: n1, Name: "n1", Machine: "other"}); !errors.Is(err, registry.ErrCopied) {
+		t.Errorf("a copy of the ledger: %v", err)
 	}
 	// The record that says which cluster it is has gone: this is no new one.
 	if err := func() error {

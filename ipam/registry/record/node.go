@@ -15,6 +15,8 @@ type Node struct {
 	Node lease.Node `json:"node"`
 	// Name is a label for people.
 	Name string `json:"name"`
+	// Machine is the machine ID of the host that the ledger belongs to.
+	Machine string `json:"machine,omitempty"`
 	// Addresses at which its peers reach it, the preferred one first.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Asserted is the number of the last epoch in which it has brought the
