@@ -28,6 +28,9 @@ type AllocateRequest struct {
 	Runtime   string `json:"runtime,omitempty"`
 	Netns     Netns  `json:"netns,omitzero"`
 	Uses      Uses   `json:"uses,omitzero"`
+	// Since, unless zero, is when this was asked for first, without an answer:
+	// what the attachment holds since then is not Known, but came of that.
+	Since time.Time `json:"since,omitzero"`
 }
 
 // Ask adds an address to ask for, and the place where that was done.
@@ -63,11 +66,20 @@ type ReleaseRequest struct {
 	Attachment Attachment `json:"attachment"`
 	// Before, unless zero, spares records made at or after it.
 	Before time.Time `json:"before,omitzero"`
+	// Since, unless zero, spares records made before it.
+	Since time.Time `json:"since,omitzero"`
 	// Undo releases without cooling: the addresses were never in use.
 	Undo bool `json:"undo,omitempty"`
 	// Conflict, unless empty, quarantines the addresses listed instead of
 	// freeing them.
 	Conflict []Conflict `json:"conflict,omitempty"`
+}
+
+// Covers reports whether the request is about a record that was made at a
+// time, as precisely as records know it.
+func (r ReleaseRequest) Covers(made time.Time, precision time.Duration) bool {
+	return (r.Before.IsZero() || made.Before(r.Before.Truncate(precision))) &&
+		(r.Since.IsZero() || !made.Before(r.Since.Truncate(precision)))
 }
 
 // Conflict is a sign of life of somebody else at an address.

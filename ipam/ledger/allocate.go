@@ -27,7 +27,13 @@ import (
 //
 // Errors: *ipam.FieldError and *ipam.TakenError for what was asked for,
 // *ipam.ExhaustedError, and *ipam.LedgerError.
-func (l *Ledger) Allocate(req ipam.AllocateRequest, decided func(ipam.Allocation)) (out ipam.Allocation, err error) {
+func (l *Ledger) Allocate(req ipam.AllocateRequest, decided func(ipam.Allocation)) (ipam.Allocation, error) {
+	return l.AllocateIf(func() error { return nil }, req, decided)
+}
+
+// AllocateIf is Allocate for a caller who may be gone when the turn comes:
+// wanted is asked then, and if it returns an error that is all that happens.
+func (l *Ledger) AllocateIf(wanted func() error, req ipam.AllocateRequest, decided func(ipam.Allocation)) (out ipam.Allocation, err error) {
 	if err := check(req); err != nil {
 		return out, err
 	}
@@ -35,6 +41,9 @@ func (l *Ledger) Allocate(req ipam.AllocateRequest, decided func(ipam.Allocation
 		return out, err
 	}
 	err = l.update(func(t *tx) (err error) {
+		if err := wanted(); err != nil {
+			return err
+		}
 		out, err = t.allocate(req)
 		if err == nil && decided != nil && t.short == nil {
 			decided(out)
@@ -202,7 +211,7 @@ func (t *tx) held(req ipam.AllocateRequest) (*grant, error) {
 			return nil, err
 		}
 	}
-	g.known = true
+	g.known = req.Since.IsZero() || old.Since.Before(req.Since.Truncate(precision))
 	return g, nil
 }
 

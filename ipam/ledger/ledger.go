@@ -5,14 +5,16 @@
 // What holds at any time, also after a crash at any point:
 //
 //   - An address has one record or none, so it never has two holders.
-//   - Each change is one durable transaction; when a method has returned
-//     without error its result survives kill -9 and power loss.
+//   - Each change is durable; when a method has returned without error its
+//     result survives kill -9 and power loss. Changes that are asked for at the
+//     same time share a transaction, and none of them notices.
 //   - A ledger that is damaged, of an unknown state, or older than what this
 //     boot has seen of it gives out no address. Releases go on where they can.
 //   - Allocate and Release touch a bounded number of records, whatever the
 //     ledger holds.
 //
-// The file is opened for each use and closed again; processes queue for it.
+// The file is opened for each use and closed again, for which processes queue,
+// or stays open in the agent that serves them.
 // Package ipam defines what the states mean; package boltfile is the file.
 package ledger
 
@@ -33,7 +35,6 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
-	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 var (
@@ -114,10 +115,14 @@ type Ledger struct {
 	file *boltfile.File
 	id   string
 
+	queue queue
+
 	mu      sync.Mutex // orders transactions and their marks
 	mark    *os.File   // nil where there is none to be written
 	seq     uint64     // of the last transaction
 	refused error
+
+	spool sync.Mutex // one drain at a time
 }
 
 // Open opens the ledger and makes a new one where none has been. It waits for
@@ -242,56 +247,6 @@ func (l *Ledger) Close() error {
 func (l *Ledger) view(fn func(*tx) error) error {
 	err := l.file.View(func(b *bbolt.Tx) error { return fn(newTx(b, &l.o)) })
 	return l.o.explain(err)
-}
-
-// update runs fn in a write transaction. If fn changes anything, the
-// transaction is durable and its mark is written before update returns;
-// otherwise the disk is not touched.
-func (l *Ledger) update(fn func(*tx) error) error {
-	if l.o.ReadOnly {
-		return l.o.explain(ErrReadOnly)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	seq := l.seq
-	err := l.file.Update(func(b *bbolt.Tx) (bool, error) {
-		t := newTx(b, &l.o)
-		if t.short = l.file.Reserve(minFree); t.short != nil {
-			t.tight = l.file.Reserve(tightFree) != nil
-		}
-		if err := fn(t); err != nil || !t.dirty {
-			return false, err
-		}
-		// A ledger that is behind its mark must not catch up with it.
-		if l.mark == nil {
-			return true, nil
-		}
-		var err error
-		seq, err = t.bucket(bucketMeta).NextSequence()
-		return true, err
-	})
-	switch {
-	case errors.Is(err, errBroken):
-		l.refused = err
-		return l.o.explain(errors.Join(err, l.writeMark(true)))
-	case err != nil:
-		return l.o.explain(err)
-	case seq == l.seq:
-		return nil
-	}
-	fault.Point("ledger.commit.durable")
-	l.seq = seq
-	err = l.writeMark(false)
-	fault.Point("ledger.commit.marked")
-	return l.o.explain(err)
-}
-
-// writeMark writes ledger.seq for the last transaction.
-func (l *Ledger) writeMark(broken bool) error {
-	if l.mark == nil {
-		return nil
-	}
-	return mark{boot: l.o.BootID, id: l.id, seq: l.seq, broken: broken}.writeTo(l.mark)
 }
 
 // layOut fills a new file.

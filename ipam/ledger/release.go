@@ -18,11 +18,25 @@ const (
 
 // Release gives back all that the attachment holds and uses. Where it holds
 // nothing the disk is not touched.
-func (l *Ledger) Release(req ipam.ReleaseRequest) (out ipam.Released, err error) {
+func (l *Ledger) Release(req ipam.ReleaseRequest) (ipam.Released, error) {
+	return l.ReleaseIf(func(ipam.AttachmentRecord) error { return nil }, req)
+}
+
+// ReleaseIf is Release on a condition: wanted is called with the record that is
+// to end, the zero value if there is none, when nothing can change it any more.
+// If it returns an error that is all that happens.
+func (l *Ledger) ReleaseIf(wanted func(ipam.AttachmentRecord) error, req ipam.ReleaseRequest) (out ipam.Released, err error) {
 	if err := checkAttachment(req.Attachment); err != nil {
 		return out, err
 	}
-	err = l.update(func(t *tx) (err error) {
+	err = l.update(func(t *tx) error {
+		rec, _, err := t.attachment(req.Attachment)
+		if err != nil {
+			return err
+		}
+		if err := wanted(rec); err != nil {
+			return err
+		}
 		out, err = t.releaseKnown(req)
 		return err
 	})
@@ -34,9 +48,7 @@ func (l *Ledger) Release(req ipam.ReleaseRequest) (out ipam.Released, err error)
 
 func (t *tx) releaseKnown(req ipam.ReleaseRequest) (ipam.Released, error) {
 	att, found, err := t.attachment(req.Attachment)
-	// Records are made to the microsecond.
-	before := req.Before.Truncate(time.Microsecond)
-	if err != nil || !found || !req.Before.IsZero() && !att.Since.Before(before) {
+	if err != nil || !found || !req.Covers(att.Since, precision) {
 		return ipam.Released{}, err
 	}
 	out, err := t.release(att, req)

@@ -79,10 +79,17 @@ func spoolInto(dir, name string, content []byte) (err error) {
 	return boltfile.SyncDir(dir)
 }
 
+// Drain applies what was spooled while the ledger is open, by callers whom it
+// had no time to answer. An Allocate that begins after theirs must come after
+// it, too.
+func (l *Ledger) Drain() error { return l.o.explain(l.drain()) }
+
 // drain applies the spooled releases in one transaction and removes their
 // files. If it dies in between they are applied again, to the same effect:
 // nobody allocates before they are gone.
 func (l *Ledger) drain() error {
+	l.spool.Lock()
+	defer l.spool.Unlock()
 	var files []string
 	var reqs []ipam.ReleaseRequest
 	for _, dir := range []string{l.o.DataDir, l.o.RunDir} {

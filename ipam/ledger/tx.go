@@ -55,13 +55,18 @@ type tx struct {
 	tight bool
 	// dirty is set by the first change.
 	dirty bool
-	pools map[string]ipam.Pool
+	// shared: others' changes are in the same transaction. trail is for undo.
+	shared bool
+	trail  []before
+	pools  map[string]ipam.Pool
 }
 
+// precision of the times in records. It is what the keys of the rest queue
+// hold, so that the two never differ.
+const precision = time.Microsecond
+
 func newTx(b *bbolt.Tx, o *Options) *tx {
-	// Microseconds are what the keys of the rest queue hold; a coarser clock
-	// in the records keeps the two from differing.
-	return &tx{b: b, now: o.Now().UTC().Truncate(time.Microsecond), boot: o.BootID, pools: map[string]ipam.Pool{}}
+	return &tx{b: b, now: o.Now().UTC().Truncate(precision), boot: o.BootID, pools: map[string]ipam.Pool{}}
 }
 
 func (t *tx) bucket(name []byte) *bbolt.Bucket { return t.b.Bucket(name) }
@@ -70,11 +75,13 @@ func (t *tx) get(bucket, key []byte) []byte { return t.bucket(bucket).Get(key) }
 
 func (t *tx) put(bucket, key, value []byte) error {
 	t.dirty = true
+	t.remember(bucket, key)
 	return t.bucket(bucket).Put(key, value)
 }
 
 func (t *tx) del(bucket, key []byte) error {
 	t.dirty = true
+	t.remember(bucket, key)
 	return t.bucket(bucket).Delete(key)
 }
 

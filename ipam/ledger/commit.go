@@ -1,0 +1,267 @@
+package ledger
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/pkg/fault"
+)
+
+// maxTogether is how many changes one transaction takes. It bounds what a
+// transaction may need of the file, and how long the first of them waits.
+const maxTogether = 128
+
+// change is what one caller wants done, and what came of it.
+type change struct {
+	fn  func(*tx) error
+	err error
+	// turn wakes the caller: done, or to commit what waits.
+	turn chan turn
+}
+
+type turn bool
+
+const (
+	done   turn = false
+	commit turn = true
+)
+
+// queue has the callers that come while a transaction is under way wait. The
+// first of them then commits what all of them want, so that one wait for the
+// disk serves many; no goroutine is needed for it, and a caller who is alone
+// waits for nobody.
+type queue struct {
+	mu      sync.Mutex
+	busy    bool
+	waiting []*change
+}
+
+// enter returns what the caller has to commit, after which it leaves; nil if
+// somebody else has done so with c.
+func (q *queue) enter(c *change) []*change {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.busy {
+		q.busy = true
+		return []*change{c}
+	}
+	c.turn = make(chan turn, 1)
+	q.waiting = append(q.waiting, c)
+	q.mu.Unlock()
+	t := <-c.turn
+	q.mu.Lock()
+	if t == done {
+		return nil
+	}
+	n := min(len(q.waiting), maxTogether)
+	batch := q.waiting[:n:n] // c is the first
+	q.waiting = q.waiting[n:]
+	return batch
+}
+
+// leave wakes those whose changes were made, and the one who is next.
+func (q *queue) leave(batch []*change) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, c := range batch[1:] {
+		c.turn <- done
+	}
+	if q.busy = len(q.waiting) > 0; q.busy {
+		q.waiting[0].turn <- commit
+	}
+}
+
+// update runs fn in a write transaction, beside what others want at the same
+// time: fn sees what those before it have done, and if it fails nothing of its
+// own remains. If fn changes anything, the transaction is durable and its mark
+// is written before update returns; otherwise the disk is not touched. fn may
+// run more than once.
+func (l *Ledger) update(fn func(*tx) error) error {
+	if l.o.ReadOnly {
+		return l.o.explain(ErrReadOnly)
+	}
+	c := &change{fn: fn}
+	if batch := l.queue.enter(c); batch != nil {
+		l.commit(batch)
+		l.queue.leave(batch)
+	}
+	return l.o.explain(c.err)
+}
+
+// commit makes the changes and says in each what came of it.
+func (l *Ledger) commit(batch []*change) {
+	err := l.together(batch)
+	if errors.Is(err, ErrNoSpace) && len(batch) > 1 {
+		// What is left is for releases, which need less than all together.
+		for _, c := range batch {
+			if err := l.together([]*change{c}); err != nil {
+				c.err = err
+			}
+		}
+		return
+	}
+	if err != nil {
+		for _, c := range batch {
+			c.err = err
+		}
+	}
+}
+
+// together makes the changes in one transaction. It returns an error when
+// there was none; what each change failed with is in it.
+func (l *Ledger) together(batch []*change) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var seq uint64
+	err := l.file.Update(func(b *bbolt.Tx) (dirty bool, err error) {
+		seq = l.seq
+		short, tight := l.file.Reserve(minFree), false
+		if short != nil {
+			tight = l.file.Reserve(tightFree) != nil
+		}
+		for _, c := range batch {
+			t := newTx(b, &l.o)
+			t.short, t.tight, t.shared = short, tight, len(batch) > 1
+			if c.err = c.fn(t); c.err == nil {
+				dirty = dirty || t.dirty
+			} else if err := t.undo(); err != nil {
+				return false, err
+			}
+		}
+		// A ledger that is behind its mark must not catch up with it.
+		if dirty && l.mark != nil {
+			seq, err = b.Bucket(bucketMeta).NextSequence()
+		}
+		return dirty, err
+	})
+	switch {
+	case errors.Is(err, errBroken):
+		l.refused = err
+		return errors.Join(err, l.writeMark(true))
+	case err != nil:
+		return err
+	case seq == l.seq:
+		return nil
+	}
+	fault.Point("ledger.commit.durable")
+	l.seq = seq
+	err = l.writeMark(false)
+	fault.Point("ledger.commit.marked")
+	return err
+}
+
+// before is what was under a key when a change touched it; value is nil where
+// nothing was.
+type before struct{ bucket, key, value []byte }
+
+// remember notes what undo is to put back.
+func (t *tx) remember(bucket, key []byte) {
+	if t.shared {
+		// bbolt's slices are good only until its next change.
+		t.trail = append(t.trail, before{bucket, bytes.Clone(key), bytes.Clone(t.get(bucket, key))})
+	}
+}
+
+// undo takes back what a change that failed has done, in a transaction that
+// goes on for others: bbolt has no savepoints. One that nobody shares comes to
+// nothing by itself.
+func (t *tx) undo() (err error) {
+	for i := len(t.trail) - 1; i >= 0 && err == nil; i-- {
+		if b := t.trail[i]; b.value == nil {
+			err = t.bucket(b.bucket).Delete(b.key)
+		} else {
+			err = t.bucket(b.bucket).Put(b.key, b.value)
+		}
+	}
+	return err
+}
+
+// writeMark writes ledger.seq for the last transaction.
+func (l *Ledger) writeMark(broken bool) error {
+	if l.mark == nil {
+		return nil
+	}
+	return mark{boot: l.o.BootID, id: l.id, seq: l.seq, broken: broken}.writeTo(l.mark)
+}
+
+// mark is the content of ledger.seq: what the last acknowledged transaction
+// of a boot was, and in which ledger. A ledger that knows less than its mark
+// has been lost, replaced or restored behind the back of the containers that
+// still use its addresses.
+//
+// It lies on a file system that a reboot empties, is written in place and is
+// not synced: it has to survive the death of processes, not of the kernel.
+type mark struct {
+	boot, id string
+	seq      uint64
+	// broken says that a commit broke, so that processes that come later do
+	// not build on what may not be on the disk.
+	broken bool
+}
+
+// String is one line of fixed length, for the UUIDs that boot and id are.
+func (m mark) String() string {
+	state := "ok"
+	if m.broken {
+		state = "broken"
+	}
+	return fmt.Sprintf("%-36s %-36s %020d %-6s\n", m.boot, m.id, m.seq, state)
+}
+
+// openMark opens the file for writeTo.
+func openMark(path string) (*os.File, error) {
+	// What the folder holds beside it has modes of its own.
+	if err := boltfile.MakeDir(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+}
+
+func (m mark) writeTo(f *os.File) error {
+	_, err := f.WriteAt([]byte(m.String()), 0)
+	return err
+}
+
+// readMark reads the mark at path. The zero mark, which is of no boot, stands
+// for a missing one, and for one that a power cut left half written.
+func readMark(path string) (mark, error) {
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return mark{}, err
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	fields := strings.Fields(line)
+	if len(fields) != 4 {
+		return mark{}, nil
+	}
+	seq, err := strconv.ParseUint(fields[2], 10, 64)
+	if err != nil {
+		return mark{}, nil
+	}
+	return mark{boot: fields[0], id: fields[1], seq: seq, broken: fields[3] == "broken"}, nil
+}
+
+// judge says why a ledger with this id and sequence must not give out
+// addresses, if the mark is of this boot.
+func (m mark) judge(boot, id string, seq uint64) error {
+	switch {
+	case m.boot != boot:
+		return nil
+	case m.id != id:
+		return fmt.Errorf("%w: its ID is %s, and %s was used since this boot", ErrLost, id, m.id)
+	case seq < m.seq:
+		return fmt.Errorf("%w: it ends at transaction %d, and %d was acknowledged since this boot", ErrLost, seq, m.seq)
+	case m.broken:
+		return errBroken
+	}
+	return nil
+}
