@@ -22,10 +22,10 @@ const (
 // FieldError is a value in a configuration or an argument that cannot be
 // used. Place is its path, such as `ipam.ranges[0][1].gateway`.
 type FieldError struct {
-	Place string
-	Msg   string
+	Place string `json:"place"`
+	Msg   string `json:"msg"`
 	// Code is CodeInvalidConfig unless set.
-	Code uint
+	Code uint `json:"code,omitempty"`
 }
 
 func (e *FieldError) Error() string { return e.Place + ": " + e.Msg }
@@ -56,9 +56,9 @@ type Counts struct {
 
 // ExhaustedError is returned when a range set has no address left to give.
 type ExhaustedError struct {
-	Pool   string
-	Ranges string
-	Counts Counts
+	Pool   string `json:"pool"`
+	Ranges string `json:"ranges"`
+	Counts Counts `json:"counts"`
 }
 
 func (e *ExhaustedError) Error() string {
@@ -73,10 +73,10 @@ func (e *ExhaustedError) CNICode() uint { return CodeTryAgainLater }
 // TakenError is returned when an address that was asked for by name cannot
 // be given.
 type TakenError struct {
-	Addr  netip.Addr
-	State State
+	Addr  netip.Addr `json:"addr"`
+	State State      `json:"state"`
 	// Holder is the attachment, or the reason of a quarantine or reservation.
-	Holder string
+	Holder string `json:"holder"`
 }
 
 func (e *TakenError) Error() string {

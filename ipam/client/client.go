@@ -1,9 +1,16 @@
-// Package client is what a plugin calls to manage addresses. Today it opens
-// the node's ledger itself, for the length of one call each; the requests are
-// plain data, so that an agent can serve the same calls over a socket.
+// Package client is what a plugin calls to manage addresses. It asks the node's
+// agent, if one listens, or else opens the ledger itself, for the length of one
+// call each; with Answer the agent does the same for those who ask it. So the
+// answers, and the errors, are the same with an agent and without.
 //
-// A release never fails for want of a working ledger: it is spooled and
-// applied by whoever opens the ledger next.
+// What holds while agents come, go and die:
+//
+//   - Who waits for the ledger's lock looks for an agent meanwhile, since one
+//     that comes listens before it waits for the lock.
+//   - A request whose answer is lost is made again. All of them may be: the
+//     same attachment gets the same addresses.
+//   - A release never fails for want of a working ledger or of an answer: it is
+//     spooled and applied by whoever has the ledger, before it allocates.
 package client
 
 import (
@@ -14,15 +21,20 @@ import (
 	"io/fs"
 	"net/netip"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 )
 
 // Client manages the addresses of one node.
 type Client struct {
 	o ledger.Options
+	// silent is set once the agent has not answered: what follows is a part of
+	// the same call, and does not wait for it as long again.
+	silent atomic.Bool
 }
 
 // New makes a client of the ledger in dataDir; "" means the default. runDir
@@ -55,75 +67,92 @@ func (c *Client) CheckPlace() error {
 	return nil
 }
 
-// update runs f on the ledger, opened for writing.
-func (c *Client) update(ctx context.Context, f func(*ledger.Ledger) error) error {
-	return c.with(ctx, c.o, f)
-}
-
-// view runs f on the ledger, opened for reading. Where there has never been
-// one, nothing is on record, and f is not run.
-func (c *Client) view(ctx context.Context, f func(*ledger.Ledger) error) error {
-	o := c.o
-	o.ReadOnly = true
-	err := c.with(ctx, o, f)
+// view is do for what only reads. Where there has never been a ledger, nothing
+// is on record, and f is not run.
+func (c *Client) view(ctx context.Context, q *wire.Request, f func(*ledger.Ledger) error) (*wire.Response, error) {
+	a, err := c.do(ctx, q, f)
 	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ledger.ErrLost) {
-		return nil
+		return a, nil
 	}
-	return err
+	return a, err
 }
 
-func (c *Client) with(ctx context.Context, o ledger.Options, f func(*ledger.Ledger) error) (err error) {
-	l, err := ledger.Open(ctx, o)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	return f(l)
+// spool writes a release down for whoever has the ledger next.
+func (c *Client) spool(req ipam.ReleaseRequest) error {
+	return ledger.Spool([]string{c.o.DataDir, c.o.RunDir}, req)
 }
 
 // Allocate gives the attachment its addresses. When nothing is left, holders
-// whose namespace is gone are looked for; see reclaim.
+// whose namespace is gone are looked for; see Reclaim.
 //
 // decided, unless nil, may be called with the answer while it is being made
-// durable, at most once. The answer is good only when Allocate returns it.
+// durable, at most once; an agent tells it only with the answer. The answer is
+// good only when Allocate returns it.
 func (c *Client) Allocate(ctx context.Context, req ipam.AllocateRequest, decided func(ipam.Allocation)) (a ipam.Allocation, err error) {
-	err = c.update(ctx, func(l *ledger.Ledger) error {
-		a, err = l.Allocate(req, decided)
-		var exhausted *ipam.ExhaustedError
-		if !errors.As(err, &exhausted) {
-			return err
-		}
-		freed, rerr := reclaim(l, req.Pool.Name)
-		if rerr != nil || !freed {
-			return errors.Join(err, rerr)
-		}
-		a, err = l.Allocate(req, decided)
+	began := time.Now().UTC()
+	r, err := c.do(ctx, &wire.Request{Op: wire.OpAllocate, Allocate: &req}, func(l *ledger.Ledger) (err error) {
+		a, err = allocate(l, always, req, decided)
 		return err
 	})
+	if r != nil && r.Allocation != nil {
+		a = *r.Allocation
+	}
+	if errors.Is(err, errSilent) {
+		// It may have been given all the same.
+		undo := ipam.ReleaseRequest{Attachment: req.Attachment, Since: began, Undo: true}
+		err = errors.Join(err, c.spool(undo))
+	}
 	return a, err
 }
 
 // Release gives back what the attachment holds. unlink, unless nil, is called
 // before with the attachment's record, if there is one, and its error stops
 // the release: an address must not be given on while a link still has it.
-// If the ledger cannot be written the release is spooled, and the answer says
-// that nothing is known.
+// If the ledger cannot be written, or an agent does not answer, the release is
+// spooled, and the answer says that nothing is known.
 func (c *Client) Release(ctx context.Context, req ipam.ReleaseRequest, unlink func(ipam.AttachmentRecord) error) (r ipam.Released, err error) {
 	var kept error
-	err = c.update(ctx, func(l *ledger.Ledger) error {
-		rec, _, ok, err := l.Attachment(req.Attachment)
-		if err == nil && ok && unlink != nil {
-			if kept = unlink(rec); kept != nil {
-				return kept
+	q := &wire.Request{Op: wire.OpRelease, Release: &req}
+	if unlink != nil {
+		// The first thing is to learn what is to be unlinked: an agent answers
+		// a release of what has not been seen with what it is.
+		q.Seen = &wire.Seen{}
+	}
+	for range 8 {
+		var a *wire.Response
+		a, err = c.do(ctx, q, func(l *ledger.Ledger) error {
+			rec, _, ok, err := l.Attachment(req.Attachment)
+			if err == nil && ok && unlink != nil {
+				if kept = unlink(rec); kept != nil {
+					return kept
+				}
+			}
+			r, err = l.Release(req)
+			return err
+		})
+		if err != nil || a == nil {
+			break
+		}
+		if a.Released != nil {
+			return *a.Released, nil
+		}
+		if a.Other == nil {
+			err = errors.New("response of the agent: it has no answer")
+			break
+		}
+		if a.Other.Attachment == req.Attachment {
+			if kept = unlink(*a.Other); kept != nil {
+				return r, kept
 			}
 		}
-		r, err = l.Release(req)
-		return err
-	})
+		seen := wire.SeenOf(*a.Other)
+		q.Seen = &seen
+		err = fmt.Errorf("attachment %s: its record changes all the time", req.Attachment)
+	}
 	if err == nil || kept != nil {
 		return r, err
 	}
-	if serr := ledger.Spool([]string{c.o.DataDir, c.o.RunDir}, req); serr != nil {
+	if serr := c.spool(req); serr != nil {
 		return ipam.Released{}, errors.Join(err, serr)
 	}
 	return ipam.Released{}, nil
@@ -132,10 +161,13 @@ func (c *Client) Release(ctx context.Context, req ipam.ReleaseRequest, unlink fu
 // Attachment is what the ledger knows of an attachment; ok is false when it
 // knows nothing.
 func (c *Client) Attachment(ctx context.Context, att ipam.Attachment) (a ipam.AttachmentRecord, recs []ipam.Record, ok bool, err error) {
-	err = c.view(ctx, func(l *ledger.Ledger) error {
+	r, err := c.view(ctx, &wire.Request{Op: wire.OpAttachment, Attachment: &att}, func(l *ledger.Ledger) (err error) {
 		a, recs, ok, err = l.Attachment(att)
 		return err
 	})
+	if r != nil && len(r.Attachments) > 0 {
+		return r.Attachments[0], r.Records, true, err
+	}
 	return a, recs, ok, err
 }
 
@@ -147,50 +179,44 @@ func (c *Client) Stale(ctx context.Context, network, runtime string, before time
 	if err != nil {
 		return nil, err
 	}
-	err = c.view(ctx, func(l *ledger.Ledger) error {
-		return l.Attachments(func(a ipam.AttachmentRecord) error {
-			att := a.Attachment
-			mine := a.Runtime == runtime || a.Runtime == "" && !alive.has(a.Netns)
-			if att.Network == network && mine && a.Since.Before(before) && !valid(att.ContainerID, att.IfName) {
-				out = append(out, a)
-			}
-			return nil
-		})
+	want := wire.Stale{Network: network, Runtime: runtime, Before: before}
+	var all []ipam.AttachmentRecord
+	r, err := c.view(ctx, &wire.Request{Op: wire.OpStale, Stale: &want}, func(l *ledger.Ledger) (err error) {
+		all, err = stale(l, want)
+		return err
 	})
+	if r != nil {
+		all = r.Attachments
+	}
+	for _, a := range all {
+		if (a.Runtime == runtime || !alive.has(a.Netns)) && !valid(a.Attachment.ContainerID, a.Attachment.IfName) {
+			out = append(out, a)
+		}
+	}
 	return out, err
 }
 
 // Users lists the attachments that share a VLAN sub-interface and those that
 // share a host-side sibling with u.
 func (c *Client) Users(ctx context.Context, u ipam.Uses) (vlan, hostAccess []ipam.AttachmentRecord, err error) {
-	err = c.view(ctx, func(l *ledger.Ledger) error {
+	r, err := c.view(ctx, &wire.Request{Op: wire.OpUsers, Uses: &u}, func(l *ledger.Ledger) (err error) {
 		vlan, hostAccess, err = l.Users(u)
 		return err
 	})
+	if r != nil {
+		return r.Attachments, r.Others, err
+	}
 	return vlan, hostAccess, err
 }
 
 // Status reports why an ADD would fail now: the ledger cannot be used, or,
 // when the pool asks for it, no address is left.
 func (c *Client) Status(ctx context.Context, cfg ipam.Config) error {
-	return c.update(ctx, func(l *ledger.Ledger) error {
-		if err := l.Refused(); err != nil {
-			return err
-		}
-		if !cfg.StatusOnExhausted {
-			return nil
-		}
-		counts, err := l.Counts(cfg.Pool)
-		if err != nil {
-			return err
-		}
-		for i, n := range counts {
-			if n.Held+n.Quarantined+n.Reserved+n.Other >= n.Usable {
-				return &ipam.ExhaustedError{Pool: cfg.Pool.Name, Ranges: cfg.Pool.Sets[i].String(), Counts: n}
-			}
-		}
-		return nil
+	want := wire.Status{Pool: cfg.Pool, Exhausted: cfg.StatusOnExhausted}
+	_, err := c.do(ctx, &wire.Request{Op: wire.OpStatus, Status: &want}, func(l *ledger.Ledger) error {
+		return status(l, want)
 	})
+	return err
 }
 
 // Check compares an attachment's record with the addresses that its ADD

@@ -145,7 +145,7 @@ func (l *Ledger) together(batch []*change) error {
 	})
 	switch {
 	case errors.Is(err, errBroken):
-		l.refused = err
+		l.refuse(err)
 		return errors.Join(err, l.writeMark(true))
 	case err != nil:
 		return err

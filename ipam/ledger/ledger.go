@@ -117,10 +117,12 @@ type Ledger struct {
 
 	queue queue
 
-	mu      sync.Mutex // orders transactions and their marks
-	mark    *os.File   // nil where there is none to be written
-	seq     uint64     // of the last transaction
-	refused error
+	mu   sync.Mutex // orders transactions and their marks
+	mark *os.File   // nil where there is none to be written
+	seq  uint64     // of the last transaction
+
+	refusedMu sync.Mutex // not mu: whoever asks must not wait for the disk
+	refused   error
 
 	spool sync.Mutex // one drain at a time
 }
@@ -155,9 +157,9 @@ func (l *Ledger) open(ctx context.Context) error {
 	if err := l.openFile(last); err != nil {
 		return err
 	}
-	l.refused = last.judge(l.o.BootID, l.id, l.seq)
-	if l.refused == nil && !l.o.ReadOnly {
-		l.refused = l.settle(last)
+	l.refuse(last.judge(l.o.BootID, l.id, l.seq))
+	if l.Refused() == nil && !l.o.ReadOnly {
+		l.refuse(l.settle(last))
 	}
 	return nil
 }
@@ -223,9 +225,18 @@ func (l *Ledger) settle(last mark) (err error) {
 
 // Refused says why Allocate gives out no address, or nil.
 func (l *Ledger) Refused() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.refusedMu.Lock()
+	defer l.refusedMu.Unlock()
+	if l.refused == nil && l.file != nil {
+		return l.o.explain(l.file.Dead())
+	}
 	return l.o.explain(l.refused)
+}
+
+func (l *Ledger) refuse(why error) {
+	l.refusedMu.Lock()
+	defer l.refusedMu.Unlock()
+	l.refused = why
 }
 
 // Close closes the ledger and lets the next process have it.

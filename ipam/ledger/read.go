@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
 	"net/netip"
@@ -36,6 +37,15 @@ func (l *Ledger) Attachment(a ipam.Attachment) (att ipam.AttachmentRecord, recs 
 // call the ledger.
 func (l *Ledger) Attachments(fn func(ipam.AttachmentRecord) error) error {
 	return l.view(func(t *tx) error { return t.attachments(fn) })
+}
+
+// Record returns the record of an address; found is false if it is free.
+func (l *Ledger) Record(a netip.Addr) (rec ipam.Record, found bool, err error) {
+	err = l.view(func(t *tx) error {
+		rec, err = t.record(plain(a))
+		return err
+	})
+	return rec, rec.State != "", err
 }
 
 // Records calls fn with the records of all addresses that are not free, IPv4
@@ -173,7 +183,7 @@ func (t *tx) info(info *Info) (err error) {
 	})
 }
 
-// Dump is the document that Export writes.
+// Dump is all that a ledger knows, the document that Export writes.
 type Dump struct {
 	// Version of this shape; 1.
 	Version    int       `json:"version"`
@@ -185,9 +195,8 @@ type Dump struct {
 	Addresses   []ipam.Record           `json:"addresses"`
 }
 
-// Export writes all that the ledger knows at this moment as one JSON document,
-// a Dump.
-func (l *Ledger) Export(w io.Writer) error {
+// Dump returns all that the ledger knows at this moment.
+func (l *Ledger) Dump() (Dump, error) {
 	d := Dump{Version: 1, Pools: []ipam.Pool{}, Attachments: []ipam.AttachmentRecord{}, Addresses: []ipam.Record{}}
 	d.Ledger = l.fileInfo()
 	err := l.view(func(t *tx) error {
@@ -212,10 +221,26 @@ func (l *Ledger) Export(w io.Writer) error {
 			return nil
 		})
 	})
-	if err != nil {
-		return err
-	}
-	e := json.NewEncoder(w)
+	return d, err
+}
+
+// WriteTo writes it as one JSON document.
+func (d Dump) WriteTo(w io.Writer) (int64, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
 	e.SetIndent("", "  ")
-	return e.Encode(d)
+	if err := e.Encode(d); err != nil {
+		return 0, err
+	}
+	return b.WriteTo(w)
+}
+
+// Export writes all that the ledger knows at this moment as one JSON document,
+// a Dump.
+func (l *Ledger) Export(w io.Writer) error {
+	d, err := l.Dump()
+	if err == nil {
+		_, err = d.WriteTo(w)
+	}
+	return err
 }

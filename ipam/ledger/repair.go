@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -199,6 +200,25 @@ func (c *checker) attachmentsAndUsers() {
 		}
 		return fmt.Errorf("user %q is not that of an attachment", k)
 	})
+}
+
+// Compact makes the file shorter if more than half of it is free, and returns by
+// how many bytes. It waits for the lock until ctx ends. Where there is no ledger
+// there is nothing to do.
+func Compact(ctx context.Context, o Options) (saved int64, err error) {
+	if err := o.setDefaults(); err != nil {
+		return 0, err
+	}
+	l := &Ledger{o: o}
+	if err := l.acquire(ctx); err != nil {
+		return 0, o.explain(err)
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	saved, err = boltfile.Compact(o.dbPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	return saved, o.explain(err)
 }
 
 // Found is an attachment that was found alive on this node.

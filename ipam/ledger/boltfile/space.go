@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
@@ -17,6 +19,47 @@ const (
 	// growStep is what it grows by.
 	growStep = 4 << 20
 )
+
+// Compact makes the file at path anew if it is larger than a new one twice over
+// and more than half of it is free, and returns by how much it is shorter then.
+// After a crash at any point there is the old file or the new one.
+func Compact(path string) (saved int64, err error) {
+	old, err := Open(path, true, true)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, old.Close()) }()
+	size, free := old.Size()
+	if size <= 2*firstSize || free <= size/2 {
+		return 0, nil
+	}
+	err = old.View(func(from *bbolt.Tx) error {
+		return Create(path, "", func(to *bbolt.Tx) error { return copyAll(from, to) })
+	})
+	if err != nil {
+		return 0, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	return size - info.Size(), nil
+}
+
+// copyAll copies buckets, which have none inside them, and their sequences.
+func copyAll(from, to *bbolt.Tx) error {
+	return from.ForEach(func(name []byte, b *bbolt.Bucket) error {
+		c, err := to.CreateBucket(name)
+		if err != nil {
+			return err
+		}
+		if err := c.SetSequence(b.Sequence()); err != nil {
+			return err
+		}
+		c.FillPercent = 1 // the keys come in order
+		return b.ForEach(c.Put)
+	})
+}
 
 // Size of the file in bytes, and how many of them the next transaction may
 // use.

@@ -1,0 +1,121 @@
+package client
+
+import (
+	"errors"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client/wire"
+	"github.com/underlay-cni/underlay/ipam/ledger"
+)
+
+// Answer does what a plugin asks the agent for, with the agent's open ledger.
+// Before anything is changed wanted is asked whether the plugin still waits;
+// its error ends the request.
+func Answer(l *ledger.Ledger, q *wire.Request, wanted func() error) *wire.Response {
+	a := &wire.Response{Version: wire.Version}
+	if err := answer(l, q, wanted, a); err != nil {
+		return &wire.Response{Version: wire.Version, Failure: wire.NewFailure(err)}
+	}
+	return a
+}
+
+func answer(l *ledger.Ledger, q *wire.Request, wanted func() error, a *wire.Response) (err error) {
+	switch q.Op {
+	case wire.OpAllocate:
+		if err := l.Drain(); err != nil {
+			return err
+		}
+		got, err := allocate(l, wanted, *q.Allocate, nil)
+		a.Allocation = &got
+		return err
+	case wire.OpRelease:
+		return release(l, q, wanted, a)
+	case wire.OpAttachment:
+		rec, recs, found, err := l.Attachment(*q.Attachment)
+		if found {
+			a.Attachments, a.Records = []ipam.AttachmentRecord{rec}, recs
+		}
+		return err
+	case wire.OpStale:
+		a.Attachments, err = stale(l, *q.Stale)
+	case wire.OpUsers:
+		a.Attachments, a.Others, err = l.Users(*q.Uses)
+	case wire.OpStatus:
+		return status(l, *q.Status)
+	}
+	return err
+}
+
+// always is what a plugin that has the ledger itself says of its wishes.
+func always() error { return nil }
+
+func allocate(l *ledger.Ledger, wanted func() error, req ipam.AllocateRequest, decided func(ipam.Allocation)) (ipam.Allocation, error) {
+	a, err := l.AllocateIf(wanted, req, decided)
+	var exhausted *ipam.ExhaustedError
+	if !errors.As(err, &exhausted) {
+		return a, err
+	}
+	freed, rerr := Reclaim(l, req.Pool.Name)
+	if rerr != nil {
+		return a, errors.Join(err, rerr)
+	}
+	if len(freed.Released) == 0 {
+		return a, err
+	}
+	return l.AllocateIf(wanted, req, decided)
+}
+
+var errOther = errors.New("the record is not the one that was seen")
+
+func release(l *ledger.Ledger, q *wire.Request, wanted func() error, a *wire.Response) error {
+	other := func(rec ipam.AttachmentRecord) bool { return q.Seen != nil && !q.Seen.Equal(wire.SeenOf(rec)) }
+	// Most often this is known without waiting for the transactions of others.
+	if rec, _, ok, err := l.Attachment(q.Release.Attachment); ok && err == nil && other(rec) {
+		a.Other = &rec
+		return nil
+	}
+	var found ipam.AttachmentRecord
+	got, err := l.ReleaseIf(func(rec ipam.AttachmentRecord) error {
+		if other(rec) {
+			found = rec
+			return errOther
+		}
+		return wanted()
+	}, *q.Release)
+	if errors.Is(err, errOther) {
+		a.Other = &found
+		return nil
+	}
+	a.Released = &got
+	return err
+}
+
+// stale lists what want is about.
+func stale(l *ledger.Ledger, want wire.Stale) (out []ipam.AttachmentRecord, err error) {
+	err = l.Attachments(func(a ipam.AttachmentRecord) error {
+		if a.Attachment.Network == want.Network && (a.Runtime == want.Runtime || a.Runtime == "") && a.Since.Before(want.Before) {
+			out = append(out, a)
+		}
+		return nil
+	})
+	return out, err
+}
+
+func status(l *ledger.Ledger, want wire.Status) error {
+	if err := l.Refused(); err != nil {
+		return err
+	}
+	if !want.Exhausted {
+		return nil
+	}
+	counts, err := l.Counts(want.Pool)
+	if err != nil {
+		return err
+	}
+	for i, n := range counts {
+		if n.Held+n.Quarantined+n.Reserved+n.Other >= n.Usable {
+			return &ipam.ExhaustedError{Pool: want.Pool.Name, Ranges: want.Pool.Sets[i].String(), Counts: n}
+		}
+	}
+	return nil
+}
