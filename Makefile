@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 
 MODULE   := github.com/underlay-cni/underlay
-PROGRAMS := ./plugins/... ./ipam/plugin/cmd/... ./pkg/cli/cmd/...
+PROGRAMS := ./plugins/... ./ipam/plugin/cmd/... ./pkg/cli/cmd/... ./pkg/agent/cmd/...
 BIN      ?= bin
 # Build tags: TAGS=faultpoint puts the fault points of pkg/fault in.
 TAGS     ?=
@@ -22,7 +22,8 @@ PREFIX  ?=
 INSTALL := \
 	$(foreach p,$(notdir $(wildcard plugins/*)),$(p):$(BINDIR)/$(PREFIX)$(p)) \
 	underlay:$(BINDIR)/underlay \
-	underlayctl:$(SBINDIR)/underlayctl
+	underlayctl:$(SBINDIR)/underlayctl \
+	underlayd:$(SBINDIR)/underlayd
 
 # go build stops where git refuses to read the repository (another user's
 # checkout, say). Then the binaries go without a version.

@@ -16,7 +16,7 @@ import (
 
 // Folders of the programs under test, which TestMain builds once.
 var (
-	// ours has macvlan, underlay (IPAM) and underlayctl.
+	// ours has macvlan, underlay (IPAM), underlayctl and underlayd.
 	ours string
 	// reference has macvlan, bridge, ptp and host-local of
 	// containernetworking/plugins. A runtime given ours first and this second

@@ -31,6 +31,7 @@ func TestBinaries(t *testing.T) {
 			{"ipvlan", 4_500_000},
 			{"underlay", 4_500_000},
 			{"underlayctl", none},
+			{"underlayd", none},
 		} {
 			t.Run(build.name+"/"+program.name, func(t *testing.T) {
 				path := filepath.Join(build.dir, program.name)

@@ -24,8 +24,12 @@ var rooms = []struct {
 	{"pkg/netns", []string{"pkg/flock"}, "the lowest kernel door"},
 	{"pkg/flock", nil, "one system call, which the kernel's side and the disk's wait with"},
 	{"pkg/fault", nil, "a crash point may stand anywhere, so it stands on nothing"},
-	{"pkg/cli", []string{"ipam", "ipam/ledger", "ipam/client", "pkg/link", "pkg/netns"},
-		"commands show and repair what the ledger holds"},
+	{"pkg/cli", []string{"ipam", "ipam/ledger", "ipam/client", "pkg/link", "pkg/netns", "pkg/agent/api"},
+		"commands show and repair what the ledger holds, through the agent when that has it open"},
+	{"pkg/agent", []string{"ipam", "ipam/ledger", "ipam/client", "pkg/agent/api"},
+		"the agent serves the domain; attachments are the plugins'"},
+	{"pkg/agent/api", []string{"ipam", "ipam/ledger", "ipam/client"},
+		"documents and a client, for other programs too: nothing of the agent behind them"},
 	{"ipam", nil, "the domain has no I/O and no storage"},
 	{"ipam/ledger", []string{"ipam", "pkg/flock"}, "storage serves the domain"},
 	{"ipam/lease", []string{"ipam"}, "the protocol of block leases is decided without I/O"},
@@ -107,6 +111,8 @@ func TestDoors(t *testing.T) {
 			"kernel objects are made, read and undone in one place each"},
 		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},
 		{"go.etcd.io/etcd", []string{"ipam/registry/etcd"}, "12 MB and 16 ms a start, for the agent alone"},
+		{"github.com/prometheus", []string{"pkg/agent"}, "a process of 10 ms is not scraped"},
+		{"net/http", []string{"pkg/agent"}, "people and programs ask the agent; plugins have the wire of ipam/client"},
 		{"github.com/spf13/cobra", []string{"pkg/cli"}, "10 ms of init in a plugin would be paid on each ADD"},
 	}
 	for _, door := range doors {

@@ -18,6 +18,7 @@ const (
 	another = "/opt/cni/bin/ipvlan"
 	ipam    = "/opt/cni/bin/underlay"
 	ctl     = "/usr/local/sbin/underlayctl"
+	daemon  = "/usr/local/sbin/underlayd"
 	foreign = "somebody else's binary"
 )
 
@@ -89,7 +90,7 @@ func (s sandbox) want(t *testing.T, want map[string]string) {
 }
 
 func TestInstall(t *testing.T) {
-	ours := map[string]string{plugin: "ours", another: "ours", ipam: "ours", ctl: "ours"}
+	ours := map[string]string{plugin: "ours", another: "ours", ipam: "ours", ctl: "ours", daemon: "ours"}
 
 	t.Run("into nothing, again, and out", func(t *testing.T) {
 		s := newSandbox(t)
@@ -107,7 +108,7 @@ func TestInstall(t *testing.T) {
 		s.mustMake(t, "install", "PREFIX=underlay-")
 		s.want(t, map[string]string{
 			plugin: "foreign", "/opt/cni/bin/underlay-macvlan": "ours", "/opt/cni/bin/underlay-ipvlan": "ours",
-			ipam: "ours", ctl: "ours",
+			ipam: "ours", ctl: "ours", daemon: "ours",
 		})
 		s.mustMake(t, "uninstall", "PREFIX=underlay-")
 		s.want(t, map[string]string{plugin: "foreign"})
@@ -117,23 +118,23 @@ func TestInstall(t *testing.T) {
 		s.mustMake(t, "install", "BINDIR=/usr/libexec/cni", "SBINDIR=/sbin")
 		s.want(t, map[string]string{
 			"/usr/libexec/cni/macvlan": "ours", "/usr/libexec/cni/ipvlan": "ours", "/usr/libexec/cni/underlay": "ours",
-			"/sbin/underlayctl": "ours",
+			"/sbin/underlayctl": "ours", "/sbin/underlayd": "ours",
 		})
 	})
 	t.Run("refuses a foreign binary and changes nothing", func(t *testing.T) {
 		s := newSandbox(t)
-		s.put(t, ctl) // the last to be installed
+		s.put(t, daemon) // the last to be installed
 		out, err := s.make("install")
-		if err == nil || !strings.Contains(out, s.destdir+ctl) || !strings.Contains(out, "FORCE=1") {
-			t.Errorf("make install = %v, want an error that names %s and FORCE=1\n%s", err, ctl, out)
+		if err == nil || !strings.Contains(out, s.destdir+daemon) || !strings.Contains(out, "FORCE=1") {
+			t.Errorf("make install = %v, want an error that names %s and FORCE=1\n%s", err, daemon, out)
 		}
-		s.want(t, map[string]string{ctl: "foreign"})
+		s.want(t, map[string]string{daemon: "foreign"})
 	})
 	t.Run("force keeps the foreign binary, uninstall puts it back", func(t *testing.T) {
 		s := newSandbox(t)
 		s.put(t, plugin)
 		s.mustMake(t, "install", "FORCE=1")
-		forced := map[string]string{plugin: "ours", plugin + ".orig": "foreign", another: "ours", ipam: "ours", ctl: "ours"}
+		forced := map[string]string{plugin: "ours", plugin + ".orig": "foreign", another: "ours", ipam: "ours", ctl: "ours", daemon: "ours"}
 		s.want(t, forced)
 		s.mustMake(t, "install", "FORCE=1")
 		s.want(t, forced)

@@ -1,0 +1,182 @@
+// Package agent is underlayd, what runs on a node all the time: it has the
+// ledger open and serves plugins (package service), gives back what containers
+// hold that went without a DEL (package sweep), and answers people and programs
+// (packages admin and api).
+//
+// Nothing on a node needs it: without it plugins open the ledger themselves,
+// and what it has made stays as it is when it stops or dies. One agent at a
+// time runs on a ledger, and in a run folder.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/ipam/client"
+	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/pkg/agent/admin"
+	"github.com/underlay-cni/underlay/pkg/agent/service"
+	"github.com/underlay-cni/underlay/pkg/agent/sweep"
+)
+
+// ErrSecond is returned by Run when another agent has the ledger or the run
+// folder.
+var ErrSecond = errors.New("another underlayd is running")
+
+// Task is one thing that the agent does.
+type Task interface {
+	// Run does it until ctx ends, and then returns nil. An error ends the agent.
+	Run(ctx context.Context) error
+	// Ready is closed once it has got going.
+	Ready() <-chan struct{}
+	// String names it.
+	String() string
+}
+
+// Agent is the node agent.
+type Agent struct {
+	conf  Config
+	log   *slog.Logger
+	tasks []Task
+	ready chan struct{}
+}
+
+// New makes an agent of a Config that LoadConfig has returned.
+func New(conf Config, log *slog.Logger) (*Agent, error) {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	log = log.With("node", conf.NodeName)
+	serve, err := service.New(service.Config{Ledger: conf.ledger(), Log: log, Registry: reg})
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{conf: conf, log: log, ready: make(chan struct{})}
+	api, err := admin.New(admin.Config{
+		Node: conf.NodeName, Version: version(), DataDir: conf.DataDir, Socket: filepath.Join(conf.RunDir, admin.SocketName), Group: conf.APIGroup,
+		Ledger: serve, Pending: a.pending, Log: log, Registry: reg,
+	})
+	if err != nil {
+		return nil, err
+	}
+	leaks, err := sweep.New(sweep.Config{Ledger: serve, Log: log, Registry: reg})
+	if err != nil {
+		return nil, err
+	}
+	a.tasks = []Task{serve, api, leaks}
+	return a, nil
+}
+
+func (c *Config) ledger() ledger.Options { return client.New(c.DataDir, c.RunDir).Options() }
+
+// Run runs the tasks until ctx ends, which is no error, or one of them fails.
+func (a *Agent) Run(ctx context.Context) error {
+	unlock, err := alone(a.conf.DataDir, 0o700)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if a.conf.RunDir != a.conf.DataDir {
+		unlock, err := alone(a.conf.RunDir, 0o755)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	a.compact(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	for _, t := range a.tasks {
+		group.Go(func() error {
+			if err := t.Run(ctx); err != nil {
+				return fmt.Errorf("%s: %w", t, err)
+			}
+			return nil
+		})
+	}
+	group.Go(func() error {
+		a.await(ctx)
+		<-ctx.Done()
+		a.tell("STOPPING=1")
+		return nil
+	})
+	return group.Wait()
+}
+
+// Ready is closed when all tasks have got going.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+// await tells systemd when all tasks are ready.
+func (a *Agent) await(ctx context.Context) {
+	for _, t := range a.tasks {
+		select {
+		case <-t.Ready():
+		case <-ctx.Done():
+			return
+		}
+	}
+	close(a.ready)
+	a.log.Info("ready")
+	a.tell("READY=1")
+}
+
+// pending lists the tasks that are not ready.
+func (a *Agent) pending() (names []string) {
+	for _, t := range a.tasks {
+		select {
+		case <-t.Ready():
+		default:
+			names = append(names, t.String())
+		}
+	}
+	return names
+}
+
+func (a *Agent) tell(state string) {
+	if err := notify(state); err != nil {
+		a.log.Warn("systemd was not told", "err", err)
+	}
+}
+
+// compact makes the ledger's file shorter where that is worth it, before
+// anybody is served. The agent does not depend on it.
+func (a *Agent) compact(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	switch saved, err := ledger.Compact(ctx, a.conf.ledger()); {
+	case err != nil:
+		a.log.Warn("the ledger was not compacted", "err", err)
+	case saved > 0:
+		a.log.Info("compacted the ledger", "saved", saved)
+	}
+}
+
+// alone keeps other agents out of a folder until unlock, or the end of the
+// process.
+func alone(dir string, mode os.FileMode) (unlock func(), err error) {
+	// As the ledger makes it, should it be the first to need it.
+	if err := boltfile.MakeDir(dir, mode); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, "agent.lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = fmt.Errorf("%w: it has the lock %q", ErrSecond, path)
+		}
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { f.Close() }, nil
+}

@@ -1,0 +1,95 @@
+package agent
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client"
+)
+
+// DefaultConfig is the file that is read unless another one is named. It may
+// be missing: the defaults serve local pools.
+const DefaultConfig = "/etc/underlay/underlayd.json"
+
+// Config of an Agent.
+type Config struct {
+	// NodeName is a label of this node for people; default: the host's name.
+	NodeName string
+	// DataDir holds the ledger, RunDir the sockets; absolute paths; defaults as
+	// of the plugins.
+	DataDir string
+	RunDir  string
+	// APIGroup is the group, by name, whose members may use the Admin API
+	// beside root; "" is root's own.
+	APIGroup string
+}
+
+// configWire is underlayd.json. Keys that are known and not served yet are
+// raw: a configuration that counts on them must not be taken for one that works.
+type configWire struct {
+	NodeName string          `json:"nodeName"`
+	DataDir  string          `json:"dataDir"`
+	RunDir   string          `json:"runDir"`
+	API      json.RawMessage `json:"api"`
+
+	Parents    json.RawMessage `json:"parents"`
+	Registry   json.RawMessage `json:"registry"`
+	Networks   json.RawMessage `json:"networks"`
+	Containerd json.RawMessage `json:"containerd"`
+	SubnetFile json.RawMessage `json:"subnetFile"`
+}
+
+type apiWire struct {
+	Group string `json:"group"`
+}
+
+// LoadConfig reads a configuration, one JSON object, and fills in the defaults.
+// Errors are *ipam.FieldError with the place, such as `api.group`.
+func LoadConfig(r io.Reader) (Config, error) {
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return Config{}, err
+	}
+	var w configWire
+	if err := ipam.DecodeObject(text, "", &w); err != nil {
+		return Config{}, err
+	}
+	for _, k := range []struct {
+		key   string
+		value json.RawMessage
+	}{{"parents", w.Parents}, {"registry", w.Registry}, {"networks", w.Networks}, {"containerd", w.Containerd}, {"subnetFile", w.SubnetFile}} {
+		if k.value != nil {
+			return Config{}, &ipam.FieldError{Place: k.key, Code: ipam.CodeUnsupportedField,
+				Msg: "this version of underlayd does not know what to do with it; leave it out"}
+		}
+	}
+	var api apiWire
+	if w.API != nil {
+		if err := ipam.DecodeObject(w.API, "api", &api); err != nil {
+			return Config{}, err
+		}
+	}
+	c := Config{NodeName: w.NodeName, DataDir: w.DataDir, RunDir: w.RunDir, APIGroup: api.Group}
+	return c, c.complete()
+}
+
+// complete fills in the defaults and checks.
+func (c *Config) complete() error {
+	if c.NodeName == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("nodeName: is missing, and the host's name is unknown: %w", err)
+		}
+		c.NodeName = name
+	}
+	if len(c.NodeName) > 253 || strings.ContainsFunc(c.NodeName, func(r rune) bool { return r <= ' ' || r == '/' || r == 0x7f }) {
+		return &ipam.FieldError{Place: "nodeName", Msg: fmt.Sprintf("%.40q has blanks or slashes, or is longer than 253 octets", c.NodeName)}
+	}
+	place := client.New(c.DataDir, c.RunDir)
+	c.DataDir, c.RunDir = place.Options().DataDir, place.Options().RunDir
+	return place.CheckPlace()
+}

@@ -1,0 +1,141 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/ipam/client"
+	"github.com/underlay-cni/underlay/ipam/client/wire"
+	"github.com/underlay-cni/underlay/ipam/ledger"
+)
+
+// ioTime is what a plugin has to send its request, and to take the response.
+const ioTime = 5 * time.Second
+
+// errGone is why a request is dropped; nobody is there to be told.
+var errGone = errors.New("the plugin has gone")
+
+// handle answers one connection.
+func (s *Service) handle(ctx context.Context, c *net.UnixConn, l *ledger.Ledger) {
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
+	began := time.Now()
+	if err := checkPeer(c); err != nil {
+		s.log.Warn("refused a connection", "err", err)
+		s.metrics.refused.Inc()
+		s.respond(c, &wire.Response{Version: wire.Version, Failure: wire.NewFailure(err)})
+		return
+	}
+	_ = c.SetReadDeadline(began.Add(ioTime))
+	q, err := wire.ReadRequest(c)
+	var bad *wire.BadRequest
+	switch {
+	case errors.As(err, &bad):
+		s.log.Warn("bad request", "err", err)
+		s.metrics.observe("none", "bad", began)
+		s.respond(c, &wire.Response{Version: wire.Version, Failure: wire.NewFailure(err)})
+		return
+	case err != nil:
+		return // a look whether somebody listens
+	}
+	if !s.mine(q.DataDir) {
+		s.metrics.observe(string(q.Op), "elsewhere", began)
+		s.respond(c, &wire.Response{Version: wire.Version, Failure: wire.NewFailure(wire.ErrElsewhere)})
+		return
+	}
+	wanted := func() error {
+		switch {
+		case int64(wire.Boottime()) > q.Deadline:
+			return fmt.Errorf("%w: %w", errGone, context.DeadlineExceeded)
+		case hungUp(c):
+			return errGone
+		}
+		return nil
+	}
+	if wanted() != nil {
+		s.metrics.observe(string(q.Op), "dropped", began)
+		return
+	}
+	a := client.Answer(l, q, wanted)
+	s.respond(c, a)
+	result := "ok"
+	if a.Failure != nil {
+		// Not an error of ours for the most part: a pool is exhausted, a key of
+		// a configuration is wrong. The plugin's caller hears of it.
+		result = "error"
+	}
+	s.metrics.observe(string(q.Op), result, began)
+}
+
+func (s *Service) respond(c *net.UnixConn, a *wire.Response) {
+	b, err := wire.Encode(a)
+	if err == nil && len(b) > wire.MaxResponse {
+		err = wire.ErrTooLong
+	}
+	if err != nil {
+		s.log.Error("encode a response", "err", err)
+		return // the plugin asks again, or gives up
+	}
+	_ = c.SetWriteDeadline(time.Now().Add(ioTime))
+	_, _ = c.Write(b) // one that is gone asks again
+}
+
+// mine reports whether dir is the folder of this ledger, by whatever path.
+func (s *Service) mine(dir string) bool {
+	own := s.conf.Ledger.DataDir
+	if dir == filepath.Clean(own) {
+		return true
+	}
+	a, err := os.Stat(own)
+	if err != nil {
+		return false
+	}
+	b, err := os.Stat(dir)
+	return err == nil && os.SameFile(a, b)
+}
+
+// checkPeer lets root pass alone, root of this user namespace: the kernel
+// translates.
+func checkPeer(c *net.UnixConn) error {
+	var cred *unix.Ucred
+	err := withFd(c, func(fd int) (err error) {
+		cred, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("credentials of the peer: %w", err)
+	}
+	if cred.Uid != 0 {
+		return fmt.Errorf("only root is served here, and process %d is of user %d", cred.Pid, cred.Uid)
+	}
+	return nil
+}
+
+// hungUp reports whether the peer has closed its end, without reading.
+func hungUp(c *net.UnixConn) bool {
+	gone := false
+	_ = withFd(c, func(fd int) error {
+		var b [1]byte
+		n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		gone = n == 0 && err == nil || err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
+		return nil
+	})
+	return gone
+}
+
+func withFd(c *net.UnixConn, f func(fd int) error) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	err = raw.Control(func(fd uintptr) { ferr = f(int(fd)) })
+	return errors.Join(err, ferr)
+}
