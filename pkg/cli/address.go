@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/underlay-cni/underlay/ipam"
-	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/cli/book"
 	"github.com/underlay-cni/underlay/pkg/cli/live"
 )
 
@@ -31,7 +31,7 @@ func (a *app) addressList() *cobra.Command {
 				return misuse("--state: %q is none of held, cooling, quarantined, reserved", state)
 			}
 			recs := []ipam.Record{}
-			err := a.view(cmd.Context(), func(l *ledger.Ledger) error {
+			err := a.view(cmd.Context(), func(l book.Book) error {
 				return l.Records(func(r ipam.Record) error {
 					if (pool == "" || r.Pool == pool) && (state == "" || string(r.State) == state) &&
 						(network == "" || r.Attachment.Network == network) {
@@ -77,7 +77,7 @@ func (a *app) addressShow() *cobra.Command {
 				return err
 			}
 			var v addressView
-			err = a.view(cmd.Context(), func(l *ledger.Ledger) error {
+			err = a.view(cmd.Context(), func(l book.Book) error {
 				v, err = lookUp(l, addr)
 				return err
 			})
@@ -132,7 +132,7 @@ any other, or end its rest, quarantine or reservation, which frees it at once.`,
 				addrs = append(addrs, addr)
 			}
 			was := []ipam.Record{}
-			err := a.update(cmd.Context(), func(l *ledger.Ledger) error {
+			err := a.update(cmd.Context(), func(l book.Book) error {
 				for _, addr := range addrs {
 					rec, err := release(l, addr, force)
 					if err != nil {
@@ -154,7 +154,7 @@ any other, or end its rest, quarantine or reservation, which frees it at once.`,
 }
 
 // release releases one address and returns what its record was.
-func release(l *ledger.Ledger, addr netip.Addr, force bool) (ipam.Record, error) {
+func release(l book.Book, addr netip.Addr, force bool) (ipam.Record, error) {
 	v, err := lookUp(l, addr)
 	if err != nil {
 		return v.Record, err
@@ -178,7 +178,7 @@ func holder(r ipam.Record) string {
 }
 
 // lookUp returns the record of an address that is not free.
-func lookUp(l *ledger.Ledger, addr netip.Addr) (v addressView, err error) {
+func lookUp(l book.Book, addr netip.Addr) (v addressView, err error) {
 	found := errors.New("found")
 	err = l.Records(func(r ipam.Record) error {
 		if r.Address.Addr() == addr {

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/underlay-cni/underlay/ipam"
-	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/cli/book"
 	"github.com/underlay-cni/underlay/pkg/cli/live"
 	"github.com/underlay-cni/underlay/pkg/link"
 	"github.com/underlay-cni/underlay/pkg/netns"
@@ -139,7 +139,7 @@ func (v attachmentView) people(t *table) {
 // lookAt compares a record with the kernel.
 func (a *app) lookAt(ctx context.Context, r ipam.AttachmentRecord) (v attachmentView, err error) {
 	v.AttachmentRecord = r
-	err = a.view(ctx, func(l *ledger.Ledger) error {
+	err = a.view(ctx, func(l book.Book) error {
 		_, v.Records, _, err = l.Attachment(r.Attachment)
 		return err
 	})
@@ -193,7 +193,7 @@ func lookAtLink(r ipam.AttachmentRecord) (*linkView, error) {
 // attachments returns the records of those that want says.
 func (a *app) attachments(ctx context.Context, want func(ipam.Attachment) bool) ([]ipam.AttachmentRecord, error) {
 	recs := []ipam.AttachmentRecord{}
-	err := a.view(ctx, func(l *ledger.Ledger) error {
+	err := a.view(ctx, func(l book.Book) error {
 		return l.Attachments(func(r ipam.AttachmentRecord) error {
 			if want(r.Attachment) {
 				recs = append(recs, r)

@@ -2,8 +2,8 @@
 // the ledger of this node holds, checks it and makes it anew, changes the
 // list of senders of a source mode link, and writes network configurations.
 //
-// A file is a noun. Commands that read open the ledger for reading beside the
-// plugins and create nothing. Output goes to stdout, as a table or, for
+// A file is a noun. Commands ask the agent that has the ledger open; without one
+// those that read open it for reading beside the plugins, and create nothing. Output goes to stdout, as a table or, for
 // programs, as JSON; errors and hints go to stderr.
 package cli
 
@@ -21,6 +21,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/cli/book"
 )
 
 // Stdio are the streams of a run.
@@ -146,27 +147,54 @@ Global flags:
 // place says where the ledger is.
 func (a *app) place() ledger.Options { return client.New(a.dataDir, a.runDir).Options() }
 
-// view runs f on the ledger, opened for reading.
-func (a *app) view(ctx context.Context, f func(*ledger.Ledger) error) error {
-	o := a.place()
-	o.ReadOnly = true
-	return with(ctx, o, f)
+// view runs f on the ledger: the agent's, or the file opened for reading.
+func (a *app) view(ctx context.Context, f func(book.Book) error) error {
+	return a.with(ctx, true, f)
 }
 
-// update runs f on the ledger, opened for writing; it makes none.
-func (a *app) update(ctx context.Context, f func(*ledger.Ledger) error) error {
-	if err := a.view(ctx, func(*ledger.Ledger) error { return nil }); err != nil {
+// update runs f on the ledger, for writing; it makes none.
+func (a *app) update(ctx context.Context, f func(book.Book) error) error {
+	if err := a.view(ctx, func(book.Book) error { return nil }); err != nil {
 		return err
 	}
-	return with(ctx, a.place(), f)
+	return a.with(ctx, false, f)
 }
 
 // errMissing is returned by view and update where no ledger has been.
 var errMissing = errors.New("does not exist")
 
-func with(ctx context.Context, o ledger.Options, f func(*ledger.Ledger) error) (err error) {
+func (a *app) with(ctx context.Context, reading bool, f func(book.Book) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	o := a.place()
+	o.ReadOnly = reading
+	err := ask(ctx, o, f)
+	if !errors.Is(err, book.ErrNoAgent) {
+		return err
+	}
+	err = open(ctx, o, f)
+	if !errors.Is(err, ledger.ErrLocked) {
+		return err
+	}
+	// An agent that has come meanwhile keeps it.
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if aerr := ask(ctx, o, f); !errors.Is(aerr, book.ErrNoAgent) {
+		return aerr
+	}
+	return err
+}
+
+func ask(ctx context.Context, o ledger.Options, f func(book.Book) error) error {
+	b, err := book.Ask(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	return f(b)
+}
+
+func open(ctx context.Context, o ledger.Options, f func(book.Book) error) (err error) {
 	l, err := ledger.Open(ctx, o)
 	if errors.Is(err, os.ErrNotExist) && !errors.Is(err, ledger.ErrLost) {
 		err = fmt.Errorf("ledger in %q %w", o.DataDir, errMissing)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/cli/book"
 	"github.com/underlay-cni/underlay/pkg/cli/live"
 )
 
@@ -63,7 +64,7 @@ are gone. The exit status is 1 when anything is found.`,
 	}
 }
 
-func (v *checkView) check(l *ledger.Ledger) error {
+func (v *checkView) check(l book.Book) error {
 	findings, err := l.Check()
 	if err != nil {
 		return err
@@ -78,7 +79,7 @@ func (v *checkView) check(l *ledger.Ledger) error {
 	return err
 }
 
-func (v *checkView) findLeaks(l *ledger.Ledger) error {
+func (v *checkView) findLeaks(l book.Book) error {
 	// The ledger is locked against writers meanwhile: what is in it and not
 	// in the list was gone when it was opened.
 	all, err := live.List()
@@ -127,7 +128,7 @@ func (a *app) ledgerExport() *cobra.Command {
 		Example: "  underlayctl ledger export --file ledger.json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.view(cmd.Context(), func(l *ledger.Ledger) error {
+			return a.view(cmd.Context(), func(l book.Book) error {
 				if file == "" {
 					return l.Export(cmd.OutOrStdout())
 				}

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/underlay-cni/underlay/ipam"
-	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/cli/book"
 )
 
 func (a *app) pool() *cobra.Command {
@@ -47,7 +47,7 @@ OTHER addresses are used by pools that overlap.`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var views []poolView
-			err := a.view(cmd.Context(), func(l *ledger.Ledger) (err error) {
+			err := a.view(cmd.Context(), func(l book.Book) (err error) {
 				views, err = pools(l)
 				return err
 			})
@@ -78,7 +78,7 @@ func (a *app) poolShow() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var views []poolView
-			err := a.view(cmd.Context(), func(l *ledger.Ledger) (err error) {
+			err := a.view(cmd.Context(), func(l book.Book) (err error) {
 				views, err = pools(l)
 				return err
 			})
@@ -123,7 +123,7 @@ func (p poolView) people(t *table) {
 
 // pools returns all pools, by name; those of which there are only records,
 // after a rebuild, with one range set that has no ranges.
-func pools(l *ledger.Ledger) ([]poolView, error) {
+func pools(l book.Book) ([]poolView, error) {
 	known, err := l.Pools()
 	if err != nil {
 		return nil, err

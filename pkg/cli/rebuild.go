@@ -9,6 +9,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/cli/book"
 	"github.com/underlay-cni/underlay/pkg/cli/live"
 )
 
@@ -90,7 +91,11 @@ func (a *app) rebuild(cmd *cobra.Command, networks []string, dryRun, force bool)
 	default:
 		ctx, cancel := context.WithTimeout(cmd.Context(), patience)
 		defer cancel()
-		if err := ledger.Rebuild(ctx, a.place(), found); err != nil {
+		err := ledger.Rebuild(ctx, a.place(), found)
+		if errors.Is(err, ledger.ErrLocked) {
+			return hint(err, "an agent that has it open keeps it: systemctl stop underlayd")
+		}
+		if err != nil {
 			return err
 		}
 		v.Written = true
@@ -101,7 +106,7 @@ func (a *app) rebuild(cmd *cobra.Command, networks []string, dryRun, force bool)
 // wrong says why the ledger has to be made anew. Errors are of ledgers that
 // rebuilding is no remedy for: one of a newer version, one that is busy.
 func (a *app) wrong(ctx context.Context, found []ledger.Found) (findings []string, err error) {
-	err = a.view(ctx, func(l *ledger.Ledger) error {
+	err = a.view(ctx, func(l book.Book) error {
 		findings, err = l.Check()
 		return err
 	})
