@@ -20,7 +20,7 @@ import (
 
 	"github.com/underlay-cni/underlay/e2e/lab"
 	"github.com/underlay-cni/underlay/ipam"
-	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/ipam/client"
 )
 
 const (
@@ -308,12 +308,7 @@ func (a *stormAttachment) recorded() error {
 	if err != nil || len(carried) == 0 {
 		return err
 	}
-	l, err := ledger.Open(a.t.Context(), ledger.Options{DataDir: a.h.DataDir, RunDir: a.h.RunDir, ReadOnly: true})
-	if err != nil {
-		return err
-	}
-	defer l.Close()
-	rec, _, _, err := l.Attachment(ipam.Attachment{Network: "lan", ContainerID: a.rt.ContainerID, IfName: "eth0"})
+	rec, _, _, err := client.New(a.h.DataDir, a.h.RunDir).Attachment(a.t.Context(), ipam.Attachment{Network: "lan", ContainerID: a.rt.ContainerID, IfName: "eth0"})
 	for _, addr := range carried {
 		if !slices.Contains(rec.Addresses, addr) {
 			err = errors.Join(err, fmt.Errorf("a link has %s, and the ledger knows of %v alone", addr, rec.Addresses))
