@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
 )
@@ -285,4 +287,50 @@ func TestConcurrentUse(t *testing.T) {
 	}
 	wg.Wait()
 	wantStates(t, open(t, o))
+}
+
+func TestCompact(t *testing.T) {
+	c := newClock()
+	o := testOptions(t, c)
+	if saved, err := Compact(t.Context(), o); err != nil || saved != 0 {
+		t.Errorf("without a ledger: %d, %v", saved, err)
+	}
+	p := pool("lan", set(t, "10.0.0.0/16"))
+	p.CoolDown = 0
+	fill(t, o, p, 30_000)
+	if saved, err := Compact(t.Context(), o); err != nil || saved != 0 {
+		t.Errorf("a full one: %d, %v", saved, err)
+	}
+	l := open(t, o)
+	err := l.update(func(x *tx) error {
+		for i := range 29_000 {
+			if _, err := x.releaseKnown(ipam.ReleaseRequest{Attachment: att(fmt.Sprintf("filler-%032d", i))}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := l.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := dump(t, l)
+	shut(t, l)
+	saved, err := Compact(t.Context(), o)
+	if err != nil || saved < before.Size/2 {
+		t.Errorf("saved %d of %d bytes, %v", saved, before.Size, err)
+	}
+	l = open(t, o)
+	after, err := l.Info()
+	if err != nil || after.ID != before.ID || after.Sequence != before.Sequence || after.Size != before.Size-saved || l.Refused() != nil {
+		t.Errorf("before %+v, after %+v, %v", before, after, err)
+	}
+	if diff := cmp.Diff(was, dump(t, l)); diff != "" {
+		t.Errorf("what is in it (-before +after):\n%s", diff)
+	}
+	p.Name = "other" // it goes on
+	add(t, l, request(p, "a"))
 }

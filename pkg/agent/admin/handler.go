@@ -29,17 +29,22 @@ func failure(code int, format string, args ...any) error {
 	return &status{fmt.Errorf(format, args...), code}
 }
 
-// handler routes the requests.
-func (s *Server) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", s.readyz)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.conf.Registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /v1/openapi.yaml", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/yaml")
-		_, _ = w.Write(api.OpenAPI)
-	})
-	for pattern, f := range map[string]func(*ledger.Ledger, *http.Request) (any, error){
+// plain are the routes that are answered without the ledger, or say so.
+func (s *Server) plain() map[string]http.Handler {
+	return map[string]http.Handler{
+		"GET /healthz": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") }),
+		"GET /readyz":  http.HandlerFunc(s.readyz),
+		"GET /metrics": promhttp.HandlerFor(s.conf.Registry, promhttp.HandlerOpts{}),
+		"GET /v1/openapi.yaml": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/yaml")
+			_, _ = w.Write(api.OpenAPI)
+		}),
+	}
+}
+
+// documents are the routes that are answered with what the ledger has.
+func (s *Server) documents() map[string]func(*ledger.Ledger, *http.Request) (any, error) {
+	return map[string]func(*ledger.Ledger, *http.Request) (any, error){
 		"GET /v1/node":                   s.node,
 		"GET /v1/pools":                  pools,
 		"GET /v1/pools/{name}":           pool,
@@ -49,7 +54,16 @@ func (s *Server) handler() http.Handler {
 		"GET /v1/attachments":            attachments,
 		"GET /v1/ledger":                 func(l *ledger.Ledger, _ *http.Request) (any, error) { return l.Dump() },
 		"GET /v1/ledger/check":           check,
-	} {
+	}
+}
+
+// handler routes the requests.
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, h := range s.plain() {
+		mux.Handle(pattern, h)
+	}
+	for pattern, f := range s.documents() {
 		mux.HandleFunc(pattern, s.document(f))
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

@@ -1,0 +1,120 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/underlay-cni/underlay/ipam"
+)
+
+func TestLoadConfig(t *testing.T) {
+	t.Parallel()
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name, text string
+		want       Config
+		place, msg string // of the error
+	}{
+		{"empty", `{}`, Config{NodeName: host, DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir}, "", ""},
+		{"all", `{"nodeName":"n1","dataDir":"/d","runDir":"/r","api":{"group":"underlay"}}`,
+			Config{NodeName: "n1", DataDir: "/d", RunDir: "/r", APIGroup: "underlay"}, "", ""},
+		{"runDir follows", `{"nodeName":"n1","dataDir":"/d"}`, Config{NodeName: "n1", DataDir: "/d", RunDir: "/run/underlay/4823e769"}, "", ""},
+		{"misspelled", `{"nodename":"n1"}`, Config{}, "nodename", `did you mean "nodeName"?`},
+		{"misspelled below", `{"api":{"grp":"x"}}`, Config{}, "api.grp", `did you mean "group"?`},
+		{"wrong type", `{"dataDir":7}`, Config{}, "dataDir", "number"},
+		{"no object", `[]`, Config{}, "", "array"},
+		{"nothing", ``, Config{}, "", "unexpected end"},
+		{"relative", `{"dataDir":"d"}`, Config{}, "dataDir", "not an absolute path"},
+		{"node with a slash", `{"nodeName":"a/b"}`, Config{}, "nodeName", "slashes"},
+		{"registry", `{"registry":{"etcd":{}}}`, Config{}, "registry", "this version of underlayd"},
+		{"networks", `{"networks":[]}`, Config{}, "networks", "this version of underlayd"},
+		{"parents", `{"parents":{}}`, Config{}, "parents", "this version of underlayd"},
+		{"containerd", `{"containerd":"/x"}`, Config{}, "containerd", "this version of underlayd"},
+		{"subnetFile", `{"subnetFile":""}`, Config{}, "subnetFile", "this version of underlayd"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := LoadConfig(strings.NewReader(tt.text))
+			if tt.msg != "" {
+				var field *ipam.FieldError
+				if !errors.As(err, &field) || field.Place != tt.place || !strings.Contains(field.Msg, tt.msg) {
+					t.Errorf("error %v, want %q at %q", err, tt.msg, tt.place)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func FuzzLoadConfig(f *testing.F) {
+	f.Add(`{"nodeName":"n1","dataDir":"/d","runDir":"/r","api":{"group":"underlay"}}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := LoadConfig(strings.NewReader(text))
+		if err == nil && (c.NodeName == "" || !filepath.IsAbs(c.DataDir) || !filepath.IsAbs(c.RunDir)) {
+			t.Errorf("%q: %+v", text, c)
+		}
+	})
+}
+
+func TestRun(t *testing.T) {
+	t.Parallel()
+	bad := filepath.Join(t.TempDir(), "bad.json")
+	if err := os.WriteFile(bad, []byte(`{"registry":{}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		args   []string
+		status int
+		want   string
+	}{
+		{[]string{"--version"}, 0, "underlayd "},
+		{[]string{"-h"}, 0, "-config file"},
+		{[]string{"--nosuch"}, 2, "nosuch"},
+		{[]string{"start"}, 2, `unknown argument "start"`},
+		{[]string{"--check", "--config", bad}, 2, "bad.json: registry: this version"},
+		{[]string{"--config", "/nosuch/file"}, 2, "/nosuch/file"},
+	}
+	for _, tt := range tests {
+		var out bytes.Buffer
+		if got := Run(t.Context(), tt.args, Stdio{Out: &out, Err: &out}); got != tt.status || !strings.Contains(out.String(), tt.want) {
+			t.Errorf("%q: status %d, want %d with %q:\n%s", tt.args, got, tt.status, tt.want, &out)
+		}
+	}
+}
+
+func TestNotify(t *testing.T) {
+	if err := notify("READY=1"); err != nil {
+		t.Errorf("without systemd: %v", err)
+	}
+	path := filepath.Join(t.TempDir(), "n")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	if err := notify("READY=1"); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	if n, err := l.Read(b); err != nil || string(b[:n]) != "READY=1" {
+		t.Errorf("%q, %v", b[:n], err)
+	}
+}
