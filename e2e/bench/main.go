@@ -13,7 +13,7 @@
 // What is about ipvlan runs in a guest (e2e/vm), whose kernel has it and which is
 // several times slower: there only the ratios mean something.
 //
-// It leaves out throughput, and everything that needs the agent.
+// It leaves out throughput.
 package main
 
 import (
@@ -94,7 +94,7 @@ func parse() (options, error) {
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "folder on a disk, for the ledgers")
 	flag.IntVar(&o.rounds, "rounds", 240, "attachments per variant, one at a time; other sections scale with it")
 	flag.IntVar(&o.workers, "workers", 8, "attachments at once")
-	flag.StringVar(&only, "run", "", "run only the sections that match: one, many, ipv6, held, scale, ipvlan")
+	flag.StringVar(&only, "run", "", "run only the sections that match: one, many, ipv6, held, agent, scale, ipvlan")
 	flag.BoolVar(&o.scale, "scale", false, "also attach 128 pods to 16 networks each (2 minutes more)")
 	flag.BoolVar(&o.json, "json", false, "print JSON")
 	flag.Parse()

@@ -36,6 +36,7 @@ func (o options) wanted(guest bool) (wanted []section) {
 		{"many", false, (*bench).many},
 		{"ipv6", false, (*bench).ipv6},
 		{"held", false, (*bench).held},
+		{"agent", false, (*bench).agent},
 		{"scale", false, (*bench).scaled},
 		{"ipvlan", true, (*bench).ipvlan},
 	} {

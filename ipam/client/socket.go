@@ -64,7 +64,7 @@ func (s socket) close() { unix.Close(int(s)) }
 
 // exchange sends a request and returns the response.
 func (s socket) exchange(ctx context.Context, q *wire.Request) (*wire.Response, error) {
-	request, err := wire.Encode(q)
+	request, err := wire.EncodeRequest(q)
 	if err != nil {
 		return nil, err
 	}

@@ -208,6 +208,9 @@ func ReadResponse(r io.Reader) (*Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a, ok := allocated(string(b)); ok {
+		return a, nil
+	}
 	a := new(Response)
 	return a, json.Unmarshal(b, a)
 }

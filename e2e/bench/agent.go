@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client"
+)
+
+// Sections about the agent, and their variants.
+const (
+	sectionAgent     = "IPAM alone, without an agent and with one"
+	sectionWithAgent = "macvlan, without an agent and with one"
+	sectionClients   = "IPAM through the agent, 32 clients, addresses of a /16 held"
+
+	alone     = "without"
+	withAgent = "with"
+
+	clients       = 32
+	heldFew       = "100 held"
+	heldMany      = "60,000 held"
+	clientsRounds = 5
+)
+
+// agent measures what the agent changes.
+func (b *bench) agent(ctx context.Context) error {
+	for _, section := range []string{sectionAgent, sectionWithAgent} {
+		if err := b.compareAgent(ctx, section); err != nil {
+			return err
+		}
+	}
+	b.report.declare(sectionClients, heldFew, heldMany)
+	for name, level := range map[string]int{heldFew: 100, heldMany: 60_000} {
+		if err := b.shared(ctx, name, level); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// compareAgent measures a plugin with an agent and without, one at a time.
+func (b *bench) compareAgent(ctx context.Context, section string) (err error) {
+	var variants []variant
+	for _, name := range []string{alone, withAgent} {
+		dir := filepath.Join(b.scratch, "agent", section, name)
+		conf := object{"type": "underlay", "ipam": ipv4.ipam("underlay"), "dataDir": filepath.Join(dir, "data"),
+			"runDir": filepath.Join("/run", "agent", fmt.Sprintf("%.4s", section), name)}
+		if section == sectionWithAgent {
+			conf["type"], conf["master"], conf["mode"] = "macvlan", parent, "bridge"
+		}
+		v, err := newVariant(name, b.bin, dir, conf)
+		if err != nil {
+			return err
+		}
+		variants = append(variants, v)
+		if name == withAgent {
+			stop, err := b.startAgent(ctx, conf)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, stop()) }()
+		}
+	}
+	return b.alternate(ctx, section, b.rounds, variants)
+}
+
+// startAgent starts an agent on a configuration's folders, ready.
+func (b *bench) startAgent(ctx context.Context, conf object) (stop func() error, err error) {
+	dataDir, runDir := conf["dataDir"].(string), conf["runDir"].(string)
+	text, err := json.Marshal(object{"dataDir": dataDir, "runDir": runDir})
+	if err != nil {
+		return nil, err
+	}
+	file := filepath.Join(filepath.Dir(dataDir), "underlayd.json")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, text, 0o600)); err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, "underlayd"), "--config", file)
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	stop = func() error {
+		return errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait())
+	}
+	socket := filepath.Join(runDir, "cni.sock")
+	for range 1000 {
+		if _, err = os.Stat(socket); err == nil {
+			return stop, nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return nil, errors.Join(err, stop())
+}
+
+// shared has many clients at once allocate and release addresses of one pool.
+// The clients are in this process: a process for each would be measured more
+// than the agent.
+func (b *bench) shared(ctx context.Context, name string, level int) (err error) {
+	dir := filepath.Join(b.scratch, "agent", "clients", fmt.Sprint(level))
+	conf := object{"dataDir": filepath.Join(dir, "data"), "runDir": filepath.Join("/run", "agent", "clients", fmt.Sprint(level))}
+	if err := fillLedger(ctx, conf, level); err != nil {
+		return err
+	}
+	stop, err := b.startAgent(ctx, conf)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	object, err := json.Marshal(ipv4.ipam("underlay"))
+	if err != nil {
+		return err
+	}
+	cfg, err := ipam.Load(object, network, nil)
+	if err != nil {
+		return err
+	}
+	size := max(clients, 4*b.rounds)
+	for round := range clientsRounds {
+		att := func(i int) ipam.Attachment {
+			return ipam.Attachment{Network: network, ContainerID: fmt.Sprintf("client-%d-%d", round, i), IfName: "eth0"}
+		}
+		c := client.New(conf["dataDir"].(string), conf["runDir"].(string))
+		err := b.atOnce(name, "ADD", size, func(i int) error {
+			got, err := c.Allocate(ctx, ipam.AllocateRequest{Attachment: att(i), Pool: cfg.Pool}, nil)
+			if err == nil && (len(got.Addresses) != 1 || got.Addresses[0].Prefix.Addr() == (netip.Addr{})) {
+				err = fmt.Errorf("answer %+v", got)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		err = b.atOnce(name, "DEL", size, func(i int) error {
+			_, err := c.Release(ctx, ipam.ReleaseRequest{Attachment: att(i)}, nil)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// atOnce makes n calls with all clients.
+func (b *bench) atOnce(name, verb string, n int, call func(i int) error) error {
+	took := make([]time.Duration, n)
+	errs := make([]error, n)
+	next := make(chan int)
+	var all sync.WaitGroup
+	start := time.Now()
+	for range clients {
+		all.Go(func() {
+			for i := range next {
+				began := time.Now()
+				errs[i] = call(i)
+				took[i] = time.Since(began)
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	all.Wait()
+	b.report.recordWhole(sectionClients, name, verb, time.Since(start))
+	b.report.record(sectionClients, name, verb, took...)
+	return errors.Join(errs...)
+}
+
+// judgeAgent compares what was measured with the agent's budgets.
+func (r *Report) judgeAgent(judge func(what string, limit float64, atLeast bool, measured float64)) {
+	if without, with := r.find(sectionAgent, alone, "ADD"), r.find(sectionAgent, withAgent, "ADD"); without != nil && with != nil {
+		judge("IPAM alone, ADD without an agent: x with one", 1.3, false, without.MedianMS/with.MedianMS)
+	}
+	few, many := r.find(sectionClients, heldFew, "ADD"), r.find(sectionClients, heldMany, "ADD")
+	if few != nil && many != nil {
+		judge("IPAM through the agent, 32 clients: allocations a second", 1000, true, few.PerSecond)
+		judge("IPAM through the agent, 32 clients: p99 ms", 50, false, milliseconds(quantile(few.times, 0.99)))
+		judge("IPAM through the agent, 32 clients: p50 at 60,000 held x 100 held", 1.2, false, many.MedianMS/few.MedianMS)
+	}
+}
