@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,7 +29,7 @@ const (
 	clients       = 32
 	heldFew       = "100 held"
 	heldMany      = "60,000 held"
-	clientsRounds = 5
+	clientsRounds = 20
 )
 
 // agent measures what the agent changes.
@@ -39,13 +39,7 @@ func (b *bench) agent(ctx context.Context) error {
 			return err
 		}
 	}
-	b.report.declare(sectionClients, heldFew, heldMany)
-	for name, level := range map[string]int{heldFew: 100, heldMany: 60_000} {
-		if err := b.shared(ctx, name, level); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-	}
-	return nil
+	return b.shared(ctx)
 }
 
 // compareAgent measures a plugin with an agent and without, one at a time.
@@ -102,50 +96,61 @@ func (b *bench) startAgent(ctx context.Context, conf object) (stop func() error,
 	return nil, errors.Join(err, stop())
 }
 
-// shared has many clients at once allocate and release addresses of one pool.
-// The clients are in this process: a process for each would be measured more
-// than the agent.
-func (b *bench) shared(ctx context.Context, name string, level int) (err error) {
-	dir := filepath.Join(b.scratch, "agent", "clients", fmt.Sprint(level))
-	conf := object{"dataDir": filepath.Join(dir, "data"), "runDir": filepath.Join("/run", "agent", "clients", fmt.Sprint(level))}
-	if err := fillLedger(ctx, conf, level); err != nil {
-		return err
-	}
-	stop, err := b.startAgent(ctx, conf)
+// shared has many clients at once allocate and release addresses of one pool,
+// in turn with few and with many held. The clients are in this process: a
+// process for each would be measured more than the agent.
+func (b *bench) shared(ctx context.Context) (err error) {
+	b.report.declare(sectionClients, heldFew, heldMany)
+	text, err := json.Marshal(ipv4.ipam("underlay"))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
-	object, err := json.Marshal(ipv4.ipam("underlay"))
+	cfg, err := ipam.Load(text, network, nil)
 	if err != nil {
 		return err
 	}
-	cfg, err := ipam.Load(object, network, nil)
-	if err != nil {
-		return err
+	places := []struct {
+		name  string
+		level int
+		c     *client.Client
+	}{{heldFew, 100, nil}, {heldMany, 60_000, nil}}
+	for i, p := range places {
+		dir := filepath.Join(b.scratch, "agent", "clients", fmt.Sprint(p.level))
+		conf := object{"dataDir": filepath.Join(dir, "data"), "runDir": filepath.Join("/run", "agent", "clients", fmt.Sprint(p.level))}
+		if err := fillLedger(ctx, conf, p.level); err != nil {
+			return err
+		}
+		stop, err := b.startAgent(ctx, conf)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, stop()) }()
+		places[i].c = client.New(conf["dataDir"].(string), conf["runDir"].(string))
 	}
-	size := max(clients, 4*b.rounds)
+	size := max(clients, b.rounds)
 	for round := range clientsRounds {
 		att := func(i int) ipam.Attachment {
 			return ipam.Attachment{Network: network, ContainerID: fmt.Sprintf("client-%d-%d", round, i), IfName: "eth0"}
 		}
-		c := client.New(conf["dataDir"].(string), conf["runDir"].(string))
-		err := b.atOnce(name, "ADD", size, func(i int) error {
-			got, err := c.Allocate(ctx, ipam.AllocateRequest{Attachment: att(i), Pool: cfg.Pool}, nil)
-			if err == nil && (len(got.Addresses) != 1 || got.Addresses[0].Prefix.Addr() == (netip.Addr{})) {
-				err = fmt.Errorf("answer %+v", got)
+		for _, n := range rand.Perm(len(places)) {
+			p := places[n]
+			err := b.atOnce(p.name, "ADD", size, func(i int) error {
+				got, err := p.c.Allocate(ctx, ipam.AllocateRequest{Attachment: att(i), Pool: cfg.Pool}, nil)
+				if err == nil && len(got.Addresses) != 1 {
+					err = fmt.Errorf("answer %+v", got)
+				}
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("%s: %w", p.name, err)
 			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		err = b.atOnce(name, "DEL", size, func(i int) error {
-			_, err := c.Release(ctx, ipam.ReleaseRequest{Attachment: att(i)}, nil)
-			return err
-		})
-		if err != nil {
-			return err
+			err = b.atOnce(p.name, "DEL", size, func(i int) error {
+				_, err := p.c.Release(ctx, ipam.ReleaseRequest{Attachment: att(i)}, nil)
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("%s: %w", p.name, err)
+			}
 		}
 	}
 	return nil

@@ -41,7 +41,7 @@ func newPlace(t testing.TB) *place {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	p := &place{t: t, dir: dir, c: client.New(filepath.Join(dir, "data"), filepath.Join(dir, "run"))}
 	p.options = p.c.Options()
-	cfg, err := ipam.Load([]byte(`{"type":"underlay","ranges":[[{"subnet":"10.0.0.0/16"}]]}`), "lan", nil)
+	cfg, err := ipam.Load([]byte(`{"type":"underlay","ranges":[[{"subnet":"10.0.0.0/12"}]]}`), "lan", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
