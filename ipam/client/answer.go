@@ -22,6 +22,9 @@ func Answer(l *ledger.Ledger, q *wire.Request, wanted func() error) *wire.Respon
 func answer(l *ledger.Ledger, q *wire.Request, wanted func() error, a *wire.Response) (err error) {
 	switch q.Op {
 	case wire.OpAllocate:
+		if err := l.Look(); err != nil {
+			return err
+		}
 		if err := l.Drain(); err != nil {
 			return err
 		}

@@ -154,6 +154,10 @@ func (s namespaces) has(n ipam.Netns) bool {
 // mounted at some path in any mount namespace, open in a process, or with a
 // thread in them. It reads all of /proc, and fails where it may not.
 func heldNamespaces() (map[uint64]bool, error) {
+	var own unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
+		return nil, fmt.Errorf("own network namespace: %w", err)
+	}
 	held := map[uint64]bool{}
 	procs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -167,10 +171,15 @@ func heldNamespaces() (map[uint64]bool, error) {
 				return nil, err
 			}
 			for _, link := range links {
-				if to, err := os.Readlink(link); err == nil {
-					note(held, to)
-				} else if err := unlessEnded(err); err != nil {
-					return nil, err
+				// Not what the link says: of a file that was opened by a path it
+				// says that. And without asking the server of a network's files.
+				var st unix.Statx_t
+				err := unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+				if err == nil && unix.Mkdev(st.Dev_major, st.Dev_minor) == own.Dev {
+					held[st.Ino] = true
+				}
+				if err := unlessEnded(p, err); err != nil {
+					return nil, fmt.Errorf("%s: %w", link, err)
 				}
 			}
 		}
@@ -179,7 +188,7 @@ func heldNamespaces() (map[uint64]bool, error) {
 			mounts[ns] = true
 			err = mounted(p+"/mountinfo", held)
 		}
-		if err := unlessEnded(err); err != nil {
+		if err := unlessEnded(p, err); err != nil {
 			return nil, err
 		}
 	}
@@ -212,10 +221,14 @@ func note(held map[uint64]bool, name string) {
 	}
 }
 
-// unlessEnded is err, unless it is that a process has ended meanwhile or is
-// about to.
-func unlessEnded(err error) error {
-	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+// unlessEnded is err, unless it is that the process in the folder proc has ended
+// meanwhile or is about to, or that a sandbox hides init, which has no
+// container's namespace open, even from root.
+func unlessEnded(proc string, err error) error {
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL):
+		return nil
+	case errors.Is(err, fs.ErrPermission) && proc == "/proc/1":
 		return nil
 	}
 	return err

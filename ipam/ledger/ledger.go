@@ -233,6 +233,16 @@ func (l *Ledger) Refused() error {
 	return l.o.explain(l.refused)
 }
 
+// Look is for whoever has the ledger open for long: it refuses further
+// allocations, and says so, if the file is no more at its place, where the next
+// process would look for it.
+func (l *Ledger) Look() error {
+	if !l.file.At(l.o.dbPath()) {
+		l.refuse(fmt.Errorf("%w: it was removed or replaced while it was open", ErrLost))
+	}
+	return l.Refused()
+}
+
 func (l *Ledger) refuse(why error) {
 	l.refusedMu.Lock()
 	defer l.refusedMu.Unlock()

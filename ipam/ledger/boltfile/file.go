@@ -235,6 +235,16 @@ func (f *File) Close() error {
 	return f.file.Close()
 }
 
+// At reports whether the file is still the one at path.
+func (f *File) At(path string) bool {
+	there, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	here, err := f.file.Stat()
+	return err == nil && os.SameFile(there, here)
+}
+
 // Dead says why the File can only be closed, if so.
 func (f *File) Dead() error {
 	f.deadMu.Lock()

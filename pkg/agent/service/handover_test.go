@@ -150,6 +150,28 @@ func TestRefusedLedger(t *testing.T) {
 	}
 }
 
+// TestReplacedLedger: an agent does not go on with a file that nobody will find
+// when it has gone.
+func TestReplacedLedger(t *testing.T) {
+	p := newPlace(t)
+	s, _ := p.start()
+	p.add("a")
+	db := filepath.Join(p.options.DataDir, "ledger.db")
+	if err := os.Rename(db, db+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.c.Allocate(t.Context(), p.request("b"), nil); !errors.Is(err, ledger.ErrLost) {
+		t.Errorf("allocate: %v", err)
+	}
+	for s.With(func(*ledger.Ledger) error { return nil }) == nil {
+		time.Sleep(time.Millisecond) // until it has let go
+	}
+	if err := os.Rename(db+".away", db); err != nil {
+		t.Fatal(err)
+	}
+	p.add("b")
+}
+
 // TestSpooledMeanwhile: a release that had no answer is applied before the next
 // allocation.
 func TestSpooledMeanwhile(t *testing.T) {
