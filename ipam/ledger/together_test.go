@@ -38,6 +38,7 @@ func dump(t testing.TB, l *Ledger) map[string]string {
 // changes fail, most of them after they have written something. Each must come
 // to the same in both, and both ledgers be the same to the last byte.
 func TestTogether(t *testing.T) {
+	t.Parallel()
 	dirs := t
 	small := pool("small", set(t, "10.0.0.0/24 10.0.0.1-10.0.0.4"))
 	other := pool("other", set(t, "10.0.0.0/24 10.0.0.3-10.0.0.6"))
