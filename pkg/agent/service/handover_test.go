@@ -172,6 +172,26 @@ func TestReplacedLedger(t *testing.T) {
 	p.add("b")
 }
 
+// TestSocketRemoved: an agent that nobody finds makes itself be found.
+func TestSocketRemoved(t *testing.T) {
+	p := newPlace(t)
+	p.start()
+	if err := os.RemoveAll(p.options.RunDir); err != nil {
+		t.Fatal(err)
+	}
+	p.add("a") // waits for the lock, and then for nothing
+	socket := filepath.Join(p.options.RunDir, wire.SocketName)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("there is no socket")
+		}
+	}
+	p.add("b")
+}
+
 // TestSpooledMeanwhile: a release that had no answer is applied before the next
 // allocation.
 func TestSpooledMeanwhile(t *testing.T) {

@@ -5,6 +5,7 @@
 //     for the lock find it, and come over.
 //   - It stops listening before it lets go of the ledger. What it has read by
 //     then it answers; what it has not is asked again of whoever comes next.
+//   - Where its socket has been removed it makes another one.
 //   - A ledger that gives out no addresses is let go of, with the socket, so
 //     that plugins see for themselves and underlayctl can make it anew. It is
 //     tried again from time to time.
@@ -204,12 +205,22 @@ func (s *Service) accept(ctx context.Context, listener *net.UnixListener, l *led
 			})
 		}
 	}()
-	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-broken:
-	case err = <-accepted:
-		accepted <- err
+	look := time.NewTicker(s.conf.RetryAfter)
+	defer look.Stop()
+	path := listener.Addr().String()
+	made, err := os.Stat(path)
+	for err == nil && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case err = <-broken:
+		case err = <-accepted:
+			accepted <- err
+		case <-look.C:
+			// Plugins that find no socket would wait for a lock that is not let go.
+			if now, serr := os.Stat(path); serr != nil || !os.SameFile(made, now) {
+				err = fmt.Errorf("the socket %q was removed or replaced", path)
+			}
+		}
 	}
 	if ctx.Err() != nil {
 		err = nil
