@@ -49,15 +49,12 @@ func (a *adder) agreed() bool {
 // vouches looks for the link of a peer: its record alone tells of an intent, or
 // of a link that is gone.
 func (a *adder) vouches(peer ipam.AttachmentRecord) (ok bool) {
-	ns, err := netns.Open(peer.Netns.Path)
-	if err != nil {
+	ns := openAt(peer.Netns)
+	if ns == nil {
 		return false
 	}
 	defer ns.Close()
-	if dev, ino := ns.ID(); dev != peer.Netns.Dev || ino != peer.Netns.Inode {
-		return false
-	}
-	err = ns.Do(func() error {
+	err := ns.Do(func() error {
 		h, err := link.Open()
 		if err != nil {
 			return err
@@ -68,6 +65,19 @@ func (a *adder) vouches(peer ipam.AttachmentRecord) (ok bool) {
 		return err
 	})
 	return err == nil && ok
+}
+
+// openAt opens a namespace by its name on record; nil if it is another's by now.
+func openAt(n ipam.Netns) *netns.NS {
+	ns, err := netns.Open(n.Path)
+	if err != nil {
+		return nil
+	}
+	if dev, ino := ns.ID(); dev != n.Dev || ino != n.Inode {
+		ns.Close()
+		return nil
+	}
+	return ns
 }
 
 // compete refuses a link that would change others, under the parent's lock.
@@ -87,15 +97,19 @@ func (a *adder) compete(in *inside) error {
 	case found:
 		return nil
 	}
+	// There are none; but a rival may be on its way, that has found its peer
+	// before that went. Its runtime still knows the namespace by the name on
+	// record then; and it is not this one, which is locked.
+	dev, ino := a.ns.ID()
 	for _, r := range a.company.rivals {
-		ns, err := netns.Find(r.Netns.Path, r.Netns.Dev, r.Netns.Inode)
-		if errors.Is(err, netns.ErrGone) {
+		ns := openAt(r.Netns)
+		if ns == nil {
 			continue
 		}
-		if err != nil {
-			return err
-		}
 		ns.Close()
+		if r.Netns.Dev == dev && r.Netns.Inode == ino {
+			continue
+		}
 		return cni.Errorf(cni.CodeParent, "master: %q is about to carry %s, for %s, and this would be %s; %s",
 			a.carrier.Name, r.Uses.Port, r.Attachment, a.kind.Port, hint)
 	}

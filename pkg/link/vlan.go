@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SharedAlias is the alias of what this suite made on the host for several attachments
-// to share, and may therefore remove.
+// SharedAlias is the alias of what this suite made on the host for several
+// attachments to share, and may therefore remove.
 const SharedAlias = "underlay"
 
 // maxName is the longest interface name, IFNAMSIZ less its NUL.
