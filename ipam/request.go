@@ -47,10 +47,14 @@ type Allocation struct {
 	// Known is set when the attachment held exactly this before the request:
 	// a failed ADD must then not release it.
 	Known bool `json:"known,omitempty"`
-	// Alone, for a request whose Uses have a Port: no other attachment has that
-	// Port there. Then Rivals are those that have another.
-	Alone  bool               `json:"alone,omitempty"`
+	// Peers and Rivals, for a request whose Uses have a Port, are some of the
+	// others on that parent and VLAN: with the same Port, and with another one.
+	// There are none only where the list is empty.
+	Peers  []AttachmentRecord `json:"peers,omitempty"`
 	Rivals []AttachmentRecord `json:"rivals,omitempty"`
+	// Replaced is what the attachment had on record before, if it shared other
+	// things then: nobody counts it as their user any more.
+	Replaced *AttachmentRecord `json:"replaced,omitempty"`
 }
 
 // Address of an allocation.

@@ -97,13 +97,21 @@ func checkNames(names ...[2]string) error {
 }
 
 func (t *tx) allocate(req ipam.AllocateRequest) (ipam.Allocation, error) {
+	before, _, err := t.attachment(req.Attachment)
+	if err != nil {
+		return ipam.Allocation{}, err
+	}
 	g, err := t.held(req)
 	if err != nil {
 		return ipam.Allocation{}, err
 	}
+	var replaced *ipam.AttachmentRecord
+	if before.Uses.Shared() && before.Uses != req.Uses {
+		replaced = &before
+	}
 	if g == nil {
 		if len(req.Pool.Sets)+len(req.Addresses) == 0 && !req.Uses.Any() {
-			return ipam.Allocation{MAC: req.MAC}, nil // nothing to be recorded
+			return ipam.Allocation{MAC: req.MAC, Replaced: replaced}, nil // nothing to be recorded
 		}
 		if t.short != nil {
 			return ipam.Allocation{}, t.short
@@ -123,8 +131,9 @@ func (t *tx) allocate(req ipam.AllocateRequest) (ipam.Allocation, error) {
 		}
 	}
 	out := g.answer()
+	out.Replaced = replaced
 	if req.Uses.Port != "" {
-		out.Alone, out.Rivals, err = t.rivals(req)
+		out.Peers, out.Rivals, err = t.company(req)
 	}
 	return out, err
 }
@@ -155,7 +164,7 @@ func (t *tx) newGrant(req ipam.AllocateRequest, choices []choice, since time.Tim
 		}
 	}
 	g := &grant{attachment: ipam.AttachmentRecord{
-		Version: record.AttachmentVersion, Attachment: req.Attachment, Runtime: req.Runtime, Netns: req.Netns,
+		Version: record.AttachmentVersion(req.Uses), Attachment: req.Attachment, Runtime: req.Runtime, Netns: req.Netns,
 		BootID: t.boot, MAC: mac, Uses: req.Uses, Since: since,
 	}}
 	for _, c := range choices {

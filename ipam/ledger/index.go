@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -243,7 +244,8 @@ func (t *tx) parked(pool, owner string, a ipam.Attachment) (recs []ipam.Record, 
 	return recs, nil
 }
 
-// Users: parent, VLAN, attachment -> what the attachment shares there.
+// Users: parent, VLAN, attachment -> what the attachment shares there; and,
+// before these, parent, VLAN, "", port, attachment -> nothing.
 
 const (
 	usesVLAN = 1 << iota
@@ -256,59 +258,75 @@ func userKey(a ipam.AttachmentRecord) []byte {
 	return append(userPrefix(a.Uses), attachmentKey(a.Attachment)...)
 }
 
-// userValue is the flags and the port.
 func userValue(u ipam.Uses) []byte {
-	v := []byte{0}
+	var v byte
 	if u.VLAN != 0 {
-		v[0] |= usesVLAN
+		v |= usesVLAN
 	}
 	if u.HostAccess {
-		v[0] |= usesHostAccess
+		v |= usesHostAccess
 	}
-	return append(v, u.Port...)
+	return []byte{v}
 }
 
-// user is an entry of this index.
-type user struct {
-	attachment       []byte // key of the attachment
-	vlan, hostAccess bool
-	port             string
-}
-
-// users calls fn with each attachment that uses something on the parent and
-// VLAN of u, until it returns false.
-func (t *tx) users(u ipam.Uses, fn func(user) (more bool, err error)) error {
+// users calls fn with the key of each attachment that shares something on the
+// parent and VLAN of u.
+func (t *tx) users(u ipam.Uses, fn func(attachment []byte, vlan, hostAccess bool) error) error {
 	prefix := userPrefix(u)
 	c := t.bucket(bucketUser).Cursor()
-	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
-		if len(v) == 0 {
+	// No attachment begins with a zero byte, so this is behind all ports.
+	for k, v := c.Seek(after(prefix)); bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		if len(v) != 1 {
 			return fmt.Errorf("%w: user %q", ErrCorrupt, k)
 		}
-		use := user{k[len(prefix):], v[0]&usesVLAN != 0, v[0]&usesHostAccess != 0, string(v[1:])}
-		if more, err := fn(use); err != nil || !more {
+		if err := fn(k[len(prefix):], v[0]&usesVLAN != 0, v[0]&usesHostAccess != 0); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// rivals looks at who else has children on the parent and VLAN of req: one
-// that has the same port answers for all, since nobody gets on beside those
-// that have another.
-func (t *tx) rivals(req ipam.AllocateRequest) (alone bool, rivals []ipam.AttachmentRecord, err error) {
-	own := attachmentKey(req.Attachment)
-	alone = true
-	err = t.users(req.Uses, func(u user) (bool, error) {
-		switch {
-		case u.port == "" || bytes.Equal(u.attachment, own):
-			return true, nil
-		case u.port == req.Uses.Port:
-			alone = false
-			return false, nil
+func portPrefix(u ipam.Uses) []byte { return append(userPrefix(u), 0) }
+
+func portKey(a ipam.AttachmentRecord) []byte {
+	return append(join(string(portPrefix(a.Uses))+a.Uses.Port, ""), attachmentKey(a.Attachment)...)
+}
+
+// after is past all keys that go on from prefix with a zero byte.
+func after(prefix []byte) []byte { return append(slices.Clip(prefix), 1) }
+
+// company returns some of the others that have a port on the parent and VLAN of
+// req: with the same one, and with another. Many have the same, as a rule, so
+// it skips from port to port.
+func (t *tx) company(req ipam.AllocateRequest) (peers, rivals []ipam.AttachmentRecord, err error) {
+	const some = 4 // of each port: more of them say no more
+	prefix, own := portPrefix(req.Uses), attachmentKey(req.Attachment)
+	c := t.bucket(bucketUser).Cursor()
+	k, _ := c.Seek(prefix)
+	for last, n := "", 0; bytes.HasPrefix(k, prefix); {
+		port, key, ok := bytes.Cut(k[len(prefix):], []byte{0})
+		if !ok {
+			return nil, nil, fmt.Errorf("%w: user %q", ErrCorrupt, k)
 		}
-		att, err := decodeAttachment(u.attachment, t.get(bucketAttachment, u.attachment))
-		rivals = append(rivals, att)
-		return true, err
-	})
-	return alone, rivals, err
+		if string(port) != last {
+			last, n = string(port), 0
+		}
+		if n == some {
+			k, _ = c.Seek(after(k[:len(prefix)+len(port)]))
+			continue
+		}
+		if !bytes.Equal(key, own) {
+			att, err := decodeAttachment(key, t.get(bucketAttachment, key))
+			if err != nil {
+				return nil, nil, err
+			}
+			if n++; last == req.Uses.Port {
+				peers = append(peers, att)
+			} else {
+				rivals = append(rivals, att)
+			}
+		}
+		k, _ = c.Next()
+	}
+	return peers, rivals, nil
 }

@@ -143,7 +143,7 @@ func (m *model) choices(req ipam.AllocateRequest, s ipam.RangeSet) []netip.Addr 
 
 // given writes down what the ledger has chosen.
 func (m *model) given(req ipam.AllocateRequest, out ipam.Allocation, known bool) {
-	att := ipam.AttachmentRecord{Version: record.AttachmentVersion, Attachment: req.Attachment, Netns: req.Netns, BootID: m.boot, MAC: out.MAC, Uses: req.Uses, Since: m.now}
+	att := ipam.AttachmentRecord{Version: record.AttachmentVersion(req.Uses), Attachment: req.Attachment, Netns: req.Netns, BootID: m.boot, MAC: out.MAC, Uses: req.Uses, Since: m.now}
 	recs := map[netip.Addr]ipam.Record{}
 	same := known
 	for _, a := range out.Addresses {
@@ -217,21 +217,20 @@ func (m *model) users(u ipam.Uses) (vlan, host int) {
 	return vlan, host
 }
 
-// rivals are those that share a parent with req and have another port, if
-// nobody has the same one.
-func (m *model) rivals(req ipam.AllocateRequest) (alone bool, rivals int) {
+// company counts the others that share a parent with req, and have the same
+// port, or another.
+func (m *model) company(req ipam.AllocateRequest) (peers, rivals int) {
 	for _, a := range m.atts {
 		u := a.Uses
 		switch {
-		case u.Parent != req.Uses.Parent || u.VLAN != req.Uses.VLAN || u.Port == "":
-		case a.Attachment == req.Attachment:
+		case req.Uses.Port == "" || u.Parent != req.Uses.Parent || u.VLAN != req.Uses.VLAN || u.Port == "" || a.Attachment == req.Attachment:
 		case u.Port == req.Uses.Port:
-			return false, 0
+			peers++
 		default:
 			rivals++
 		}
 	}
-	return req.Uses.Port != "", rivals
+	return peers, rivals
 }
 
 func (m *model) setMissed(att ipam.AttachmentRecord, at time.Time) {

@@ -94,9 +94,13 @@ func TestModel(t *testing.T) {
 					}
 				}
 				m.given(req, got, known)
-				alone, rivals := m.rivals(req)
-				if got.Alone != alone || alone && len(got.Rivals) != rivals {
-					t.Fatalf("alone %v among %v, want %v among %d", got.Alone, got.Rivals, alone, rivals)
+				peers, rivals := m.company(req)
+				if len(got.Peers) != min(peers, 4) || len(got.Rivals) != min(rivals, 4) { // one other port
+					t.Fatalf("peers %v and rivals %v, want %d and %d", got.Peers, got.Rivals, peers, rivals)
+				}
+				old := before.atts[req.Attachment].Uses
+				if replaced := old.Shared() && old != req.Uses; replaced != (got.Replaced != nil) || replaced && got.Replaced.Uses != old {
+					t.Fatalf("replaced %v, had %v and wants %v", got.Replaced, old, req.Uses)
 				}
 				if len(req.Pool.Sets) > 0 {
 					m.pools[req.Pool.Name] = req.Pool

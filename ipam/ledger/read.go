@@ -63,18 +63,15 @@ func (t *tx) allRecords(fn func(ipam.Record) error) error {
 // those that use the host-side sibling on its parent and VLAN.
 func (l *Ledger) Users(u ipam.Uses) (vlan, hostAccess []ipam.AttachmentRecord, err error) {
 	err = l.view(func(t *tx) error {
-		return t.users(u, func(u user) (bool, error) {
-			if !u.vlan && !u.hostAccess {
-				return true, nil
-			}
-			att, err := decodeAttachment(u.attachment, t.get(bucketAttachment, u.attachment))
-			if u.vlan {
+		return t.users(u, func(key []byte, usesVLAN, usesHostAccess bool) error {
+			att, err := decodeAttachment(key, t.get(bucketAttachment, key))
+			if usesVLAN {
 				vlan = append(vlan, att)
 			}
-			if u.hostAccess {
+			if usesHostAccess {
 				hostAccess = append(hostAccess, att)
 			}
-			return true, err
+			return err
 		})
 	})
 	return vlan, hostAccess, err

@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,34 +58,54 @@ func TestUses(t *testing.T) {
 	}
 }
 
-func TestRivals(t *testing.T) {
+func TestCompany(t *testing.T) {
 	s := newScene(t, "10.0.0.0/24")
 	on := func(port string) func(*ipam.AllocateRequest) {
 		return func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", Port: port} }
 	}
-	want := func(id string, uses func(*ipam.AllocateRequest), alone bool, rivals ...string) {
+	want := func(id string, uses func(*ipam.AllocateRequest), want string) {
 		t.Helper()
 		a, err := s.try(id, uses)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got []string
-		for _, r := range a.Rivals {
-			got = append(got, r.Attachment.ContainerID)
+		for _, list := range [][]ipam.AttachmentRecord{a.Peers, a.Rivals} {
+			for _, r := range list {
+				got = append(got, r.Attachment.ContainerID)
+			}
+			got = append(got, "|")
 		}
-		if a.Alone != alone || !slices.Equal(got, rivals) {
-			t.Errorf("alone %v among %v, want %v among %v", a.Alone, got, alone, rivals)
+		if got := strings.Join(got, ""); got != want {
+			t.Errorf("%s: company %s, want %s", id, got, want)
 		}
 	}
-	want("a", on("l2"), true)
-	want("a", on("l2"), true) // its own record is no rival
-	want("b", on("l2"), false)
-	want("c", on("l3"), true, "a", "b")
-	want("d", on(""), false) // has none, and asks for nobody's
-	want("e", func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", VLAN: 5, Port: "l3"} }, true)
+	want("a", on("l2"), "||")
+	want("a", on("l2"), "||") // itself is no company
+	want("b", on("l2"), "a||")
+	want("c", on("l3"), "|ab|")
+	want("d", on(""), "||") // has none, and asks for nobody's
+	want("e", func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", VLAN: 5, Port: "l3"} }, "||")
+	want("f", on("l2"), "ab|c|")
+	for _, id := range []string{"g", "h", "i"} {
+		s.add(id, on("l2"))
+	}
+	want("k", on("l3"), "c|abfg|") // some of many
+	want("m", on("l1"), "|abfgck|")
+	want("n", on("l4"), "|mabfgck|")
 	s.release("a")
-	s.release("b")
-	want("f", on("l2"), true, "c")
+	s.release("c")
+	s.release("k")
+	want("o", on("l2"), "bfgh|mn|")
+	// What had been shared is told where it changes.
+	s.add("p", func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", VLAN: 5} })
+	a, err := s.try("p", func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", HostAccess: true} })
+	if err != nil || a.Replaced == nil || a.Replaced.Uses.VLAN != 5 {
+		t.Errorf("replaced %v, %v", a.Replaced, err)
+	}
+	if a, err = s.try("p", func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", HostAccess: true} }); err != nil || a.Replaced != nil {
+		t.Errorf("replaced the same: %v, %v", a.Replaced, err)
+	}
 }
 
 func TestReleaseBefore(t *testing.T) {

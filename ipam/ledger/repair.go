@@ -185,16 +185,25 @@ func (c *checker) attachmentsAndUsers() {
 				return err
 			}
 		}
-		if att.Uses.Any() {
-			return c.has(bucketUser, userKey(att), userValue(att.Uses), att.Attachment)
+		var errs []error
+		if att.Uses.Shared() {
+			errs = append(errs, c.has(bucketUser, userKey(att), userValue(att.Uses), att.Attachment))
 		}
-		return nil
+		if att.Uses.Port != "" {
+			errs = append(errs, c.has(bucketUser, portKey(att), []byte{}, att.Attachment))
+		}
+		return errors.Join(errs...)
 	})
 	c.each(bucketUser, func(k, _ []byte) error {
 		parts := bytes.SplitN(k, []byte{0}, 3)
+		ofPort := len(parts) == 3 && bytes.HasPrefix(parts[2], []byte{0})
+		if ofPort {
+			parts = bytes.SplitN(k, []byte{0}, 5)[2:]
+		}
 		if len(parts) == 3 {
 			att, err := decodeAttachment(parts[2], c.get(bucketAttachment, parts[2]))
-			if err == nil && att.Uses.Any() && bytes.Equal(userKey(att), k) {
+			if err == nil && (ofPort && att.Uses.Port != "" && bytes.Equal(portKey(att), k) ||
+				!ofPort && att.Uses.Shared() && bytes.Equal(userKey(att), k)) {
 				return nil
 			}
 		}
@@ -309,7 +318,7 @@ func (t *tx) fillOne(f Found, users map[netip.Addr][]string) error {
 			return err
 		}
 	}
-	att := ipam.AttachmentRecord{Version: record.AttachmentVersion, Attachment: f.Attachment, Runtime: f.Runtime,
+	att := ipam.AttachmentRecord{Version: record.AttachmentVersion(f.Uses), Attachment: f.Attachment, Runtime: f.Runtime,
 		Netns: f.Netns, BootID: t.boot, MAC: f.MAC, Uses: f.Uses, Since: t.now}
 	for _, a := range f.Addresses {
 		addr := plain(a.Prefix.Addr())

@@ -220,11 +220,17 @@ func (t *tx) setRecord(old, next ipam.Record) error {
 // kept for as long as it has addresses or uses something.
 func (t *tx) setAttachment(old, next ipam.AttachmentRecord) error {
 	var errs []error
-	if old.Uses.Any() {
+	if old.Uses.Shared() {
 		errs = append(errs, t.del(bucketUser, userKey(old)))
 	}
-	if next.Uses.Any() {
+	if old.Uses.Port != "" {
+		errs = append(errs, t.del(bucketUser, portKey(old)))
+	}
+	if next.Uses.Shared() {
 		errs = append(errs, t.put(bucketUser, userKey(next), userValue(next.Uses)))
+	}
+	if next.Uses.Port != "" {
+		errs = append(errs, t.put(bucketUser, portKey(next), []byte{}))
 	}
 	if len(next.Addresses) > 0 || next.Uses.Any() {
 		errs = append(errs, t.put(bucketAttachment, attachmentKey(next.Attachment), record.EncodeAttachment(next)))

@@ -83,8 +83,7 @@ type adder struct {
 	sibling   link.Link                   // with HostAccess
 	known     map[netip.Prefix]netip.Addr // with HostAccess: own address to the host's
 	granted   bool                        // the ledger has recorded something that was not there before
-	alone     bool                        // nobody on record agrees with the kind's Port
-	rivals    []ipam.AttachmentRecord     // who, on record, disagrees
+	company   company                     // who else has the parent
 	asked     bool                        // a foreign IPAM plugin has been asked
 	index     int                         // of the new link, in ns; 0 while there is none
 	mac       net.HardwareAddr
@@ -150,7 +149,7 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 		create()
 	}
 	err = a.allocate(ctx, req, func() {
-		if early && !a.alone {
+		if early && a.agreed() {
 			create()
 			prepare()
 		}
@@ -160,13 +159,10 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 	}
 	fault.Point("attach.allocated")
 
-	if err := a.share(ctx); err != nil {
+	if err := a.share(ctx, in, create); err != nil {
 		return nil, err
 	}
 	fault.Point("attach.shared")
-	if err := a.compete(); err != nil {
-		return nil, err
-	}
 	create()
 	if a.foreignType() {
 		if err := in.wait(); err != nil {
@@ -228,7 +224,7 @@ func (a *adder) create(mac net.HardwareAddr) func(*link.Handle) error {
 		}
 		switch {
 		case errors.Is(err, link.ErrBusy):
-			return cni.Errorf(cni.CodeParent, "master: %q: %w: %s", a.parent.Name, err, a.parentSide.Holder(a.carrier))
+			return a.busy(err)
 		case errors.Is(err, link.ErrNotEthernet):
 			return cni.Errorf(cni.CodeParent, "master: %w", err)
 		case errors.Is(err, link.ErrPassthru):
@@ -240,6 +236,10 @@ func (a *adder) create(mac net.HardwareAddr) func(*link.Handle) error {
 		fault.Point("attach.created")
 		return nil
 	}
+}
+
+func (a *adder) busy(err error) error {
+	return cni.Errorf(cni.CodeParent, "master: %q: %w: %s", a.carrier.Name, err, a.parentSide.Holder(a.carrier))
 }
 
 // removeOwn removes the interface that is in the way if it is this
@@ -290,3 +290,54 @@ func (a *adder) mtu() int {
 	}
 	return a.carrier.MTU
 }
+
+// inside is a thread in the container's namespace. It takes the steps of an
+// ADD one after the other while the caller waits for something else: the link
+// is made while the ledger waits for its disk. After a step that fails no
+// other is taken.
+type inside struct {
+	steps chan func(*link.Handle) error
+	ended chan error // has the thread's own error at its end
+}
+
+// enter starts the thread; leave it.
+func enter(ns *netns.NS) *inside {
+	// With room for all steps of an ADD, then never waits.
+	in := &inside{steps: make(chan func(*link.Handle) error, 8), ended: make(chan error, 1)}
+	go func() { in.ended <- ns.Do(in.run) }()
+	return in
+}
+
+func (in *inside) run() error {
+	h, err := link.Open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	for step := range in.steps {
+		if err := step(h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// then has a step taken after those before.
+func (in *inside) then(step func(*link.Handle) error) { in.steps <- step }
+
+// wait waits for all steps so far and returns the error of the one that failed.
+func (in *inside) wait() error {
+	done := make(chan struct{})
+	in.then(func(*link.Handle) error { close(done); return nil })
+	select {
+	case <-done:
+		return nil
+	case err := <-in.ended:
+		in.ended <- err
+		return err
+	}
+}
+
+// leave ends the thread after the steps so far. It does not wait for that: what
+// is left to do by then is to close a socket.
+func (in *inside) leave() { close(in.steps) }

@@ -12,7 +12,6 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/pkg/cni"
-	"github.com/underlay-cni/underlay/pkg/netns"
 )
 
 // request is what the ledger is asked for, and sets the MAC as far as it does
@@ -54,13 +53,14 @@ func (a *adder) request() (req ipam.AllocateRequest, err error) {
 func (a *adder) allocate(ctx context.Context, req ipam.AllocateRequest, decided func()) error {
 	if a.ipamType != OwnIPAM {
 		if !req.Uses.Any() {
-			a.alone = a.kind.Port != ""
 			return nil
 		}
 		got, err := a.client.Allocate(ctx, req, nil)
-		a.granted = err == nil && !got.Known
-		a.alone, a.rivals = got.Alone, got.Rivals
-		return err
+		if err != nil {
+			return err
+		}
+		a.granted, a.company = !got.Known, company{peers: got.Peers, rivals: got.Rivals}
+		return a.unshareReplaced(ctx, got)
 	}
 	dns, err := client.DNS(a.ipam)
 	if err != nil {
@@ -78,6 +78,9 @@ func (a *adder) allocate(ctx context.Context, req ipam.AllocateRequest, decided 
 		return err
 	}
 	a.granted = !got.Known
+	if err := a.unshareReplaced(ctx, got); err != nil {
+		return err
+	}
 	if told.Addresses == nil {
 		return a.accept(got, dns)
 	}
@@ -87,45 +90,24 @@ func (a *adder) allocate(ctx context.Context, req ipam.AllocateRequest, decided 
 	return accepted
 }
 
+// unshareReplaced removes what an earlier ADD of the attachment had shared, and
+// this one does not.
+func (a *adder) unshareReplaced(ctx context.Context, got ipam.Allocation) error {
+	if got.Replaced == nil {
+		return nil
+	}
+	return unshare(ctx, a.client, *got.Replaced, func() error { return nil })
+}
+
 // accept takes over what the ledger gives.
 func (a *adder) accept(got ipam.Allocation, dns types.DNS) (err error) {
-	a.rivals = got.Rivals
-	a.alone = got.Alone || a.kind.Port != "" && a.LinkInContainer
+	a.company = company{peers: got.Peers, rivals: got.Rivals}
 	if !a.kind.ParentMAC {
 		if a.mac, err = net.ParseMAC(got.MAC); err != nil {
 			return fmt.Errorf("MAC of the ledger: %w", err)
 		}
 	}
 	a.addresses = client.Result(a.ipam, got, dns)
-	return nil
-}
-
-// compete looks for links that have the parent set otherwise than this one
-// needs: the kernel would change them all without a word. Where one on record
-// agrees, none can be there.
-func (a *adder) compete() error {
-	if !a.alone {
-		return nil
-	}
-	const hint = "these belong to the parent: use the same, another master, or a vlan"
-	for _, r := range a.rivals {
-		ns, err := netns.Find(r.Netns.Path, r.Netns.Dev, r.Netns.Inode)
-		if errors.Is(err, netns.ErrGone) {
-			continue // and its link with it
-		}
-		if err != nil {
-			return err
-		}
-		ns.Close()
-		return cni.Errorf(cni.CodeParent, "master: %q is set to %s for attachment %s, not to %s; %s", a.carrier.Name, r.Uses.Port, r.Attachment, a.kind.Port, hint)
-	}
-	rival, err := a.kind.Rival(a.parentSide, a.carrier)
-	if err != nil {
-		return err
-	}
-	if rival != "" {
-		return cni.Errorf(cni.CodeParent, "master: %q carries %s, not %s; %s", a.carrier.Name, rival, a.kind.Port, hint)
-	}
 	return nil
 }
 

@@ -6,9 +6,8 @@
 package attach
 
 import (
-	"bytes"
+	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -71,10 +70,11 @@ type Kind struct {
 	// is made only when the ledger has it on record.
 	TakesParent bool
 	// Port is the setting that all links of this kind on one parent have in
-	// common; "" where each has its own. Rival then describes one, in whatever
-	// namespace, that has another; "" for none.
-	Port  string
-	Rival func(h *link.Handle, parent link.Link) (string, error)
+	// common; "" where each has its own. Others then finds out whether there are
+	// any, in whatever namespace, and describes one that has another; "" if all
+	// have this one.
+	Port   string
+	Others func(h *link.Handle, parent link.Link) (found bool, rival string, err error)
 	// Deaf: answers to what the link asks the wire come to its parent only.
 	Deaf bool
 	// Layer3: there is neither ARP nor broadcast on the link, and routes need
@@ -82,15 +82,46 @@ type Kind struct {
 	Layer3 bool
 	// Chained: without ipam, the link gets the addresses of prevResult.
 	Chained bool
-	// HostAccess: the kernel lets a sibling on the host reach this link. If
-	// not, NoHostAccess says why. Sibling makes it.
-	HostAccess   bool
+	// NoHostAccess says why a sibling on the host, which Sibling makes, cannot
+	// reach this link; "" if it can.
 	NoHostAccess string
 	Sibling      func(*link.Handle, link.Target) (int, error)
 }
 
 // sharesMAC: frames to any child of the parent carry the parent's MAC.
 func (k *Kind) sharesMAC() bool { return k.ParentMAC && !k.TakesParent }
+
+// Load reads the configuration of a main plugin from stdin and checks what is
+// the plugin's own in it. Besides an error it returns what could be read: DEL
+// and GC take back what was made when the configuration was still valid.
+type Load func(stdin []byte) (*Config, Kind, error)
+
+// Plugin is a main plugin whose configuration load reads.
+func Plugin(name string, load Load) cni.Plugin {
+	valid := func(act func(context.Context, *cni.Request, *Config, Kind) error) func(context.Context, *cni.Request) error {
+		return func(ctx context.Context, req *cni.Request) error {
+			conf, kind, err := load(req.Stdin)
+			if err != nil {
+				return err
+			}
+			return act(ctx, req, conf, kind)
+		}
+	}
+	anyway := func(act func(context.Context, *cni.Request, *Config, Kind) error) func(context.Context, *cni.Request) error {
+		return func(ctx context.Context, req *cni.Request) error {
+			conf, kind, _ := load(req.Stdin) // that it is JSON with a name has been checked before
+			return act(ctx, req, conf, kind)
+		}
+	}
+	add := func(ctx context.Context, req *cni.Request) (*current.Result, error) {
+		conf, kind, err := load(req.Stdin)
+		if err != nil {
+			return nil, err
+		}
+		return Add(ctx, req, conf, kind)
+	}
+	return cni.Plugin{Name: name, Add: add, Del: anyway(Del), Check: valid(Check), GC: anyway(GC), Status: valid(Status)}
+}
 
 // plan is a call's configuration, checked.
 type plan struct {
@@ -128,10 +159,6 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 	if _, err := ipam.ParseMACPrefix(p.macPrefix()); err != nil {
 		return nil, err
 	}
-	chained, err := p.chained()
-	if err != nil {
-		return nil, err
-	}
 	if kind.Layer3 && conf.ConflictDetection == "" {
 		conf.ConflictDetection = DetectOff
 	}
@@ -150,16 +177,12 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 		return nil, invalid("vlan: %d: sub-interfaces are made on the host only, and linkInContainer is set", conf.VLAN)
 	case conf.HostAccess && conf.LinkInContainer:
 		return nil, invalid("hostAccess: the host shares no parent with the container when linkInContainer is set")
-	case conf.HostAccess && !kind.HostAccess:
+	case conf.HostAccess && kind.NoHostAccess != "":
 		return nil, invalid("hostAccess: %s", kind.NoHostAccess)
 	case conf.HostAccess && p.ipamType == "":
 		return nil, invalid("hostAccess: needs ipam: the host reaches the container by its address")
-	case kind.Layer3 && p.ipamType == "" && chained == nil:
-		return nil, invalid("ipam: is missing: the kernel finds a layer 3 link by its addresses")
 	case conf.HostAccess && kind.sharesMAC() && p.ipamType != OwnIPAM:
 		return nil, invalid("hostAccess: needs ipam of type %q: all links of one parent have its MAC, so only the ledger tells whose an address is", OwnIPAM)
-	case kind.Layer3 && conf.ConflictDetection != DetectOff:
-		return nil, invalid("conflictDetection: %q needs ARP, which a layer 3 link does not have; the only value here is off", conf.ConflictDetection)
 	}
 	switch conf.ConflictDetection {
 	case "":
@@ -168,19 +191,28 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 	default:
 		return nil, invalid("conflictDetection: %q is none of fast, thorough, off", conf.ConflictDetection)
 	}
+	if kind.Layer3 && conf.ConflictDetection != DetectOff {
+		return nil, invalid("conflictDetection: %q needs ARP, which a layer 3 link does not have; the only value here is off", conf.ConflictDetection)
+	}
 	p.client = newClient(conf)
 	return p, p.client.CheckPlace()
 }
 
 // chained is the addresses that the link gets from who comes before it in the
-// chain; nil for none.
+// chain; nil for none, which not every link can do without.
 func (p *plan) chained() (*current.Result, error) {
 	if !p.kind.Chained || p.ipamType != "" {
 		return nil, nil
 	}
 	prev, err := p.Previous()
-	if err != nil || prev == nil || len(prev.IPs) == 0 {
+	if err != nil {
 		return nil, err
+	}
+	if prev == nil || len(prev.IPs) == 0 {
+		if p.kind.Layer3 {
+			return nil, invalid("ipam: is missing: the kernel finds a layer 3 link by its addresses")
+		}
+		return nil, nil
 	}
 	return &current.Result{IPs: prev.IPs, Routes: prev.Routes, DNS: prev.DNS}, nil
 }
@@ -244,24 +276,13 @@ func (p *plan) uses(parent string) ipam.Uses {
 // touchesLedger reports whether the ledger may have a record of this
 // attachment.
 func touchesLedger(conf *Config, kind *Kind, ipamType string) bool {
-	return ipamType == OwnIPAM || kind.Port != "" || mayShare(conf)
+	return ipamType == OwnIPAM || kind.Port != "" && !conf.LinkInContainer || mayShare(conf)
 }
 
 // mayShare reports whether the attachment may share a link with others.
 func mayShare(conf *Config) bool {
 	_, _, vlan := link.SplitVLAN(conf.master())
 	return vlan || conf.VLAN != 0 || conf.HostAccess
-}
-
-// master is the name of the parent as far as the configuration tells.
-func (c *Config) master() string {
-	if c.Master != "" {
-		return c.Master
-	}
-	if prev, err := c.Previous(); err == nil {
-		return hostInterface(prev)
-	}
-	return ""
 }
 
 // macWithoutAddress is the MAC of an interface whose address this suite does
@@ -296,77 +317,4 @@ func isOurs(kind Kind, att ipam.Attachment) func(link.Link) bool {
 // only the alias counts.
 func isMarked(kind Kind, att ipam.Attachment) func(link.Link) bool {
 	return func(l link.Link) bool { return l.Alias == alias(att) && isOurs(kind, att)(l) }
-}
-
-// findParent resolves Master on handle h, whose namespace it lies in.
-func (p *plan) findParent(h *link.Handle) (link.Link, error) {
-	if _, err := p.Previous(); err != nil {
-		return link.Link{}, err
-	}
-	name := p.master()
-	if name == "" {
-		var err error
-		if name, err = h.DefaultRouteLink(); err != nil {
-			return link.Link{}, cni.Errorf(cni.CodeParent, "master: is missing, and %w", err)
-		}
-	}
-	if !p.LinkInContainer {
-		of, id, err := splitMaster(h, name)
-		switch {
-		case err != nil:
-			return link.Link{}, err
-		case id != 0 && p.VLAN != 0 && p.VLAN != id:
-			return link.Link{}, invalid("vlan: %d on master %q, which is itself made on demand; make that one first: ip link add link %s name %s type vlan id %d",
-				p.VLAN, name, of, name, id)
-		case id != 0:
-			name, p.VLAN = of, id
-		}
-	}
-	parent, err := h.Parent(name)
-	if err != nil {
-		return link.Link{}, cni.Errorf(cni.CodeParent, "master: %w", err)
-	}
-	if p.MTU > parent.MTU {
-		return link.Link{}, invalid("mtu: %d is more than the %d of master %q", p.MTU, parent.MTU, parent.Name)
-	}
-	if bytes.Equal(p.mac, parent.MAC) && p.mac != nil && !p.kind.ParentMAC {
-		return link.Link{}, invalid("mac: %s is that of master %q itself", p.mac, parent.Name)
-	}
-	return parent, nil
-}
-
-// splitMaster splits the name of a VLAN sub-interface that is made on demand,
-// whether it has been made already or not, into its parent and its VLAN id; 0
-// for any other name.
-func splitMaster(h *link.Handle, name string) (parent string, id int, err error) {
-	parent, id, ok := link.SplitVLAN(name)
-	if !ok {
-		return "", 0, nil
-	}
-	l, err := h.ByName(name)
-	switch {
-	case errors.Is(err, link.ErrNotFound):
-		return parent, id, nil
-	case err != nil:
-		return "", 0, cni.Errorf(cni.CodeParent, "master: %w", err)
-	case !l.OwnVLAN():
-		return "", 0, nil
-	}
-	p, err := h.ByIndex(l.Parent)
-	if err != nil {
-		return "", 0, cni.Errorf(cni.CodeParent, "master: %q: parent: %w", name, err)
-	}
-	return p.Name, l.VLAN, nil
-}
-
-// hostInterface is the first interface of a result that is on the host.
-func hostInterface(res *current.Result) string {
-	if res != nil {
-		for _, i := range res.Interfaces {
-			if i.Sandbox == "" {
-				return i.Name
-			}
-		}
-	}
-	return ""
 }

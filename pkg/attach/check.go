@@ -99,9 +99,12 @@ func (p *plan) checkLink(parent link.Link, want *current.Interface, addrs []neti
 	if err != nil {
 		return differs("interface %w", err)
 	}
-	mtu := p.MTU
+	mtu, mac := p.MTU, want.Mac
 	if mtu == 0 {
 		mtu = want.Mtu
+	}
+	if p.kind.sharesMAC() { // also when the parent gets another
+		mac = parent.MAC.String()
 	}
 	switch diff := p.kind.Differs(l); {
 	case l.Kind != p.kind.Name:
@@ -112,8 +115,8 @@ func (p *plan) checkLink(parent link.Link, want *current.Interface, addrs []neti
 		return differs("interface %q is down", l.Name)
 	case l.Parent != parent.Index:
 		return differs("interface %q does not sit on %q", l.Name, parent.Name)
-	case want.Mac != "" && l.MAC.String() != want.Mac:
-		return differs("interface %q has MAC %s, not %s", l.Name, l.MAC, want.Mac)
+	case mac != "" && l.MAC.String() != mac:
+		return differs("interface %q has MAC %s, not %s", l.Name, l.MAC, mac)
 	case mtu != 0 && l.MTU != mtu:
 		return differs("interface %q has MTU %d, not %d", l.Name, l.MTU, mtu)
 	}

@@ -245,7 +245,7 @@ func (a *adder) layer3Routes(h *link.Handle) error {
 		r := *r
 		r.GW = nil
 		routes = append(routes, &r)
-		if ones, bits := r.Dst.Mask.Size(); ones == 0 {
+		if ones, bits := r.Dst.Mask.Size(); ones == 0 && (r.Table == nil || *r.Table == link.MainTable) {
 			has[bits == 32] = true
 		}
 	}

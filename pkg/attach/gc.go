@@ -56,6 +56,9 @@ func reap(ctx context.Context, c *client.Client, conf *Config) error {
 	}
 	defer h.Close()
 	uses := ipam.Uses{Parent: conf.Master, VLAN: conf.VLAN, HostAccess: conf.HostAccess}
+	if l, err := h.ByName(conf.Master); err == nil {
+		uses.Parent = l.Name // which may have been told by another one
+	}
 	of, id, err := splitMaster(h, conf.Master)
 	if err != nil {
 		return err

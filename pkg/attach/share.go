@@ -18,6 +18,7 @@ import (
 	"github.com/underlay-cni/underlay/pkg/fault"
 	"github.com/underlay-cni/underlay/pkg/flock"
 	"github.com/underlay-cni/underlay/pkg/link"
+	"github.com/underlay-cni/underlay/pkg/netns"
 )
 
 // What attachments of one parent share on the host, the VLAN sub-interface
@@ -27,27 +28,46 @@ import (
 // goes: counting under the lock misses none, and a call that dies in between
 // is made up for by the next one.
 
-// share makes what the attachment uses, and finds what its link sits on.
-func (a *adder) share(ctx context.Context) error {
-	if !a.uses(a.parent.Name).Shared() {
+// share makes what the attachment uses, and finds what its link sits on. Where
+// it is not known that others agree with the link's Port, it also makes the
+// link, before anybody else can look whether there is one.
+func (a *adder) share(ctx context.Context, in *inside, create func()) error {
+	agreed := a.agreed()
+	if agreed && !a.uses(a.parent.Name).Shared() {
 		return nil
 	}
-	unlock, err := lockParent(ctx, a.client, a.parent.Name)
-	if err != nil {
-		return err
+	if !a.LinkInContainer { // where the namespace's lock does
+		unlock, err := lockParent(ctx, a.client, a.parent.Name)
+		if err != nil {
+			return err
+		}
+		defer unlock()
 	}
-	defer unlock()
+	var err error
 	if a.VLAN != 0 {
 		if a.carrier, err = a.parentSide.EnsureVLAN(a.parent, a.VLAN); err != nil {
 			return cni.Errorf(cni.CodeParent, "vlan: %w", err)
 		}
 	}
+	if !agreed {
+		if err := a.compete(in); err != nil {
+			return err
+		}
+	}
 	if a.HostAccess {
-		if a.sibling, err = a.parentSide.EnsureSibling(a.carrier, a.kind.Name, a.kind.Sibling); err != nil {
+		a.sibling, err = a.parentSide.EnsureSibling(a.carrier, a.kind.Name, a.kind.Sibling)
+		if errors.Is(err, link.ErrBusy) {
+			return a.busy(err)
+		}
+		if err != nil {
 			return cni.Errorf(cni.CodeParent, "%w", err)
 		}
 	}
-	return nil
+	if agreed {
+		return nil
+	}
+	create()
+	return in.wait()
 }
 
 // unshare removes what rec uses and nobody else does, and then releases, if
@@ -195,10 +215,14 @@ func (a *adder) checkWayBack() error {
 		return err
 	}
 	for p := range a.known {
-		if strict && p.Addr().Is4() {
-			return cni.Errorf(cni.CodeParent, "hostAccess: the host drops what its own containers send it by %q, as rp_filter is 1 there; set: sysctl net.ipv4.conf.%s.rp_filter=2",
-				a.carrier.Name, strings.ReplaceAll(a.carrier.Name, ".", "/"))
+		if !strict || !p.Addr().Is4() {
+			continue
 		}
+		if a.carrier.OwnVLAN() {
+			return netns.Sysctl("net/ipv4/conf/"+a.carrier.Name+"/rp_filter", "2")
+		}
+		return cni.Errorf(cni.CodeParent, "hostAccess: the host drops what its own containers send it by %q, as rp_filter is 1 there; set: sysctl net.ipv4.conf.%s.rp_filter=2",
+			a.carrier.Name, strings.ReplaceAll(a.carrier.Name, ".", "/"))
 	}
 	return nil
 }
@@ -271,19 +295,20 @@ func (a *adder) reach(ctx context.Context) error {
 	for p := range a.known {
 		want[p.Addr()], mine[p.Addr()] = a.mac, true
 	}
-	routed := make(map[netip.Addr]bool)
+	routed, neighbour := make(map[netip.Addr]bool), make(map[netip.Addr]bool)
 	for _, r := range routes {
 		routed[r.Dst.Addr()] = true
 	}
 	var errs []error
 	for _, n := range known {
+		neighbour[n.Addr] = true // which a change of the parent's MAC takes away
 		if want[n.Addr] == nil {
 			errs = append(errs, h.Unreach(a.sibling, n.Addr))
 		}
 	}
 	for c, mac := range want {
 		host, ok := link.HostAddr(own, c)
-		if ok && (mine[c] || !routed[c]) {
+		if ok && (mine[c] || !routed[c] || !neighbour[c]) {
 			errs = append(errs, h.Reach(a.sibling, c, host, mac))
 		}
 	}

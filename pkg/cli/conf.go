@@ -205,7 +205,7 @@ func (p *pluginConf) completeMacvlan() error {
 	}
 	p.Capabilities["mac"] = true
 	switch {
-	case !link.IsMode(p.Mode):
+	case !link.IsMacvlanMode(p.Mode):
 		return fmt.Errorf("--mode: %q is none of bridge, private, vepa, passthru, source", p.Mode)
 	case p.Flag != "":
 		return fmt.Errorf("--flag: has a meaning with --type ipvlan only")

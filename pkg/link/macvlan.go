@@ -27,8 +27,8 @@ var modeBits = map[string]uint32{
 	ModeSource:   nl.MACVLAN_MODE_SOURCE,
 }
 
-// IsMode reports whether the kernel knows a macvlan mode of this name.
-func IsMode(s string) bool { _, ok := modeBits[s]; return ok }
+// IsMacvlanMode reports whether the kernel knows a macvlan mode of this name.
+func IsMacvlanMode(s string) bool { _, ok := modeBits[s]; return ok }
 
 // flagNoPromisc is MACVLAN_FLAG_NOPROMISC of linux/if_link.h.
 const flagNoPromisc = 1
@@ -94,7 +94,7 @@ func (m Macvlan) Create(h *Handle, t Target) (int, error) {
 		err = h.unfit(t)
 		switch {
 		case err != nil:
-		case !IsMode(m.Mode):
+		case !IsMacvlanMode(m.Mode):
 			err = fmt.Errorf("there is no mode %q", m.Mode)
 		default:
 			err = ErrPassthru

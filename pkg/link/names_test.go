@@ -55,12 +55,12 @@ func TestModes(t *testing.T) {
 		t.Errorf("there are %d modes, want %d", len(modeBits), len(want))
 	}
 	for name := range want {
-		if !IsMode(name) || nameOf(modeBits, modeBits[name]) != name {
+		if !IsMacvlanMode(name) || nameOf(modeBits, modeBits[name]) != name {
 			t.Errorf("mode %q is %d, which is %q", name, modeBits[name], nameOf(modeBits, modeBits[name]))
 		}
 	}
 	for _, name := range []string{"", "Bridge", "l2"} {
-		if IsMode(name) {
+		if IsMacvlanMode(name) {
 			t.Errorf("%q is a mode", name)
 		}
 	}

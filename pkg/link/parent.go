@@ -24,6 +24,9 @@ func (h *Handle) Parent(name string) (Link, error) {
 		return Link{}, err
 	case !l.Up:
 		return Link{}, fmt.Errorf("%q %w; bring it up: ip link set %s up", name, ErrDown, name)
+	case (l.isIpvlan() || l.Kind == "macvlan") && !l.abroad:
+		// The kernel puts what is made on a child beside it.
+		return h.ByIndex(l.Parent)
 	}
 	return l, nil
 }

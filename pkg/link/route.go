@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// MainTable is the table of routes that name none (RT_TABLE_MAIN).
+const MainTable = unix.RT_TABLE_MAIN
+
 // Route is a route out of a link.
 type Route struct {
 	Dst netip.Prefix

@@ -46,9 +46,11 @@ func (h *Handle) EnsureSibling(parent Link, kind string, create func(*Handle, Ta
 	}
 	switch {
 	case err != nil:
+	case l.Alias == SharedAlias && l.Kind != kind && l.isOn(parent):
+		err = ErrBusy
 	case l.Kind != kind || !l.isOn(parent):
 		err = fmt.Errorf("interface %q: %w, and it is no %s link on %q", name, ErrExists, kind, parent.Name)
-	case !l.Up || l.Alias != hostAlias || !l.noARP:
+	case !l.Up || l.Alias != SharedAlias || !l.noARP:
 		if err = h.dress(l); err == nil {
 			l, err = h.ByIndex(l.Index)
 		}
@@ -79,7 +81,7 @@ func (h *Handle) dress(l Link) error {
 	if err := arpOff(); err != nil {
 		return err
 	}
-	if err := h.Up(l.Index, hostAlias, nil); err != nil || !l.isIpvlan() {
+	if err := h.Up(l.Index, SharedAlias, nil); err != nil || !l.isIpvlan() {
 		return err
 	}
 	return arpOff()
@@ -90,7 +92,7 @@ func (h *Handle) dress(l Link) error {
 // that died before it set it.
 func (h *Handle) DeleteSibling(parent string) error {
 	err := h.deleteIf(SiblingName(parent), func(l Link) bool {
-		return l.Alias == hostAlias || l.Alias == "" && (l.Kind == "macvlan" || l.isIpvlan())
+		return l.Alias == SharedAlias || l.Alias == "" && (l.Kind == "macvlan" || l.isIpvlan())
 	})
 	if err != nil {
 		return fmt.Errorf("host access: %w", err)

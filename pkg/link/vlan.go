@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostAlias marks what this suite made on the host for several attachments
-// to share, and may therefore remove.
-const hostAlias = "underlay"
+// SharedAlias is the alias of what this suite made on the host for several
+// attachments to share, and may therefore remove.
+const SharedAlias = "underlay"
 
 // maxName is the longest interface name, IFNAMSIZ less its NUL.
 const maxName = 15
@@ -51,7 +51,7 @@ const unfinished = 0x756e6472 // "undr"
 // OwnVLAN reports whether the link is VLAN l.VLAN of l.Parent, and made by
 // EnsureVLAN, which may have died before it had finished.
 func (l Link) OwnVLAN() bool {
-	return l.Kind == "vlan" && !l.abroad && (l.Alias == hostAlias || l.unfinished())
+	return l.Kind == "vlan" && !l.abroad && (l.Alias == SharedAlias || l.unfinished())
 }
 
 func (l Link) unfinished() bool {
@@ -90,6 +90,8 @@ func (h *Handle) makeVLAN(parent Link, id int, name string) (Link, error) {
 	group := nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(unfinished))
 	index, err := h.create("vlan", Target{Name: name, NetnsFd: -1, Parent: parent.Index}, data, group)
 	switch {
+	case errors.Is(err, unix.EOPNOTSUPP) && !parent.ethernet:
+		return Link{}, fmt.Errorf("parent %q %w", parent.Name, ErrNotEthernet)
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return Link{}, errors.New("the kernel has no 802.1q support; try: modprobe 8021q")
 	case errors.Is(err, ErrExists):
@@ -116,7 +118,7 @@ func (h *Handle) finishVLAN(index int, alt string) (l Link, err error) {
 		}
 	}
 	req := setFlags(index, unix.IFF_UP)
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(hostAlias)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(SharedAlias)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(0)))
 	if err := h.execute(req); err != nil {
 		return Link{}, fmt.Errorf("bring link %d up: %w", index, err)

@@ -13,32 +13,32 @@ const noMAC = "an ipvlan link has the MAC of its parent; macvlan gives one of it
 func (c *config) kind() attach.Kind {
 	spec := link.Ipvlan{Mode: c.Mode, Flag: c.Flag}
 	k := attach.Kind{
-		Name:       "ipvlan",
-		Create:     spec.Create,
-		Differs:    c.differs,
-		ParentMAC:  true,
-		NoMAC:      noMAC,
-		Port:       spec.Port(),
-		Rival:      c.rival,
-		Deaf:       c.Mode == link.ModeL2,
-		Layer3:     c.Mode != link.ModeL2,
-		Chained:    true,
-		HostAccess: c.Flag == link.FlagBridge,
-		Sibling:    spec.Create,
+		Name:      "ipvlan",
+		Create:    spec.Create,
+		Differs:   c.differs,
+		ParentMAC: true,
+		NoMAC:     noMAC,
+		Port:      spec.Port(),
+		Others:    c.others,
+		Deaf:      c.Mode == link.ModeL2,
+		Layer3:    c.Mode != link.ModeL2,
+		Chained:   true,
+		Sibling:   spec.Create,
 	}
-	if !k.HostAccess {
+	if c.Flag != link.FlagBridge {
 		k.NoHostAccess = fmt.Sprintf("flag %s keeps links of one parent apart, and the host is reached through one; use flag bridge", c.Flag)
 	}
 	return k
 }
 
-// rival describes a link of parent that has another mode or flag.
-func (c *config) rival(h *link.Handle, parent link.Link) (string, error) {
+// others finds a link of parent, and describes it if it has another mode or
+// flag: then all have.
+func (c *config) others(h *link.Handle, parent link.Link) (found bool, rival string, err error) {
 	l, found, err := h.IpvlanOn(parent)
 	if err != nil || !found || c.differs(l.Link) == "" {
-		return "", err
+		return found, "", err
 	}
-	return fmt.Sprintf("%s (%s)", l, l.Port()), nil
+	return true, fmt.Sprintf("%s (%s)", l, l.Port()), nil
 }
 
 // differs compares a link with the configuration.

@@ -45,7 +45,7 @@ func parse(stdin []byte) (*config, error) {
 	if c.Mode == "" {
 		c.Mode = link.ModeBridge
 	}
-	if !link.IsMode(c.Mode) {
+	if !link.IsMacvlanMode(c.Mode) {
 		return c, cni.Errorf(types.ErrInvalidNetworkConfig, "mode: %q is none of bridge, private, vepa, passthru, source", c.Mode)
 	}
 	if len(c.SourceMACs) > 0 && c.Mode != link.ModeSource {

@@ -17,10 +17,9 @@ func (c *config) kind() attach.Kind {
 		ParentMAC:   c.Mode == link.ModePassthru,
 		TakesParent: c.Mode == link.ModePassthru,
 		Deaf:        c.Mode == link.ModeSource,
-		HostAccess:  c.Mode == link.ModeBridge,
 		Sibling:     link.Macvlan{Mode: link.ModeBridge}.Create,
 	}
-	if !k.HostAccess {
+	if c.Mode != link.ModeBridge {
 		k.NoHostAccess = fmt.Sprintf("mode %s keeps siblings apart, and the host is reached through one; use mode bridge", c.Mode)
 	}
 	return k

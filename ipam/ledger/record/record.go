@@ -15,11 +15,20 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 )
 
-// Versions of the forms. Older ones are read too.
-const (
-	Version           = 1
-	AttachmentVersion = 2 // 1 has no Uses.Port
-)
+// Version of the form.
+const Version = 1
+
+// withPort is the version of an attachment's record that has Uses.Port.
+const withPort = 2
+
+// AttachmentVersion is the oldest version that can tell what an attachment
+// uses: what an older program can read, it is to be able to read.
+func AttachmentVersion(u ipam.Uses) int {
+	if u.Port != "" {
+		return withPort
+	}
+	return Version
+}
 
 // Encode returns the form of the record of an address.
 func Encode(r ipam.Record) []byte {
@@ -77,7 +86,7 @@ func EncodeAttachment(r ipam.AttachmentRecord) []byte {
 	w.text(r.Uses.Parent)
 	w.number(uint64(r.Uses.VLAN))
 	w.flag(r.Uses.HostAccess)
-	if r.Version > 1 {
+	if r.Version >= withPort {
 		w.text(r.Uses.Port)
 	}
 	w.number(uint64(len(r.Addresses)))
@@ -92,14 +101,14 @@ func EncodeAttachment(r ipam.AttachmentRecord) []byte {
 // DecodeAttachment is the inverse of EncodeAttachment.
 func DecodeAttachment(value []byte) (r ipam.AttachmentRecord, err error) {
 	d := reader{b: value}
-	r.Version = d.version(AttachmentVersion)
+	r.Version = d.version(withPort)
 	r.Attachment = d.attachment()
 	r.Runtime = d.text()
 	r.Netns = d.netns()
 	r.BootID = d.text()
 	r.MAC = d.text()
 	r.Uses = ipam.Uses{Parent: d.text(), VLAN: d.small(), HostAccess: d.flag()}
-	if r.Version > 1 {
+	if r.Version >= withPort {
 		r.Uses.Port = d.text()
 	}
 	r.Addresses = list(&d, (*reader).addr)

@@ -23,7 +23,7 @@ var (
 		Reason: "because", MissedAt: at.Add(-time.Hour),
 	}
 	attached = ipam.AttachmentRecord{
-		Version: AttachmentVersion, Attachment: att, Runtime: "containerd", Netns: full.Netns, BootID: "b", MAC: full.MAC,
+		Version: withPort, Attachment: att, Runtime: "containerd", Netns: full.Netns, BootID: "b", MAC: full.MAC,
 		Uses:      ipam.Uses{Parent: "eth1", VLAN: 4094, HostAccess: true, Port: "ipvlan l3 bridge"},
 		Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")}, Since: at, MissedAt: at,
 	}
@@ -70,7 +70,7 @@ func TestCycle(t *testing.T) {
 	address(t, full)
 	address(t, ipam.Record{Version: Version})
 	attachment(t, attached)
-	attachment(t, ipam.AttachmentRecord{Version: AttachmentVersion})
+	attachment(t, ipam.AttachmentRecord{Version: withPort})
 	attachment(t, ipam.AttachmentRecord{Version: 1, Attachment: att, Uses: ipam.Uses{Parent: "eth1", VLAN: 5}, Since: at})
 	ranges(t, pool)
 	long := ipam.Range{Subnet: netip.MustParsePrefix("10.0.0.0/8")}

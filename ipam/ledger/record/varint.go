@@ -50,8 +50,11 @@ func (d *reader) end() error {
 // version reads the version of a form that is known up to latest.
 func (d *reader) version(latest int) int {
 	v := d.small()
-	if v < 1 || v > latest {
-		d.fail(fmt.Sprintf("version %d", v))
+	if v > latest {
+		d.fail(fmt.Sprintf("version %d, of a newer underlay; this one knows %d", v, latest))
+	}
+	if v < 1 {
+		d.fail("it has no version")
 	}
 	return v
 }

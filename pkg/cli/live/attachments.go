@@ -16,9 +16,6 @@ import (
 	"github.com/underlay-cni/underlay/pkg/netns"
 )
 
-// sharedAlias is that of the links on the host that attachments share.
-const sharedAlias = "underlay"
-
 // ParseAlias tells the attachment that a link's alias names; ok is false for
 // a link that is not one of this suite's.
 func ParseAlias(alias string) (network, containerID string, ok bool) {
@@ -107,7 +104,7 @@ func lookAtHost() (_ *host, err error) {
 	}
 	for _, l := range links {
 		h.byIndex[l.Index] = l
-		if l.Alias != sharedAlias {
+		if l.Alias != link.SharedAlias {
 			continue
 		}
 		routes, err := k.Routes(l.Index)

@@ -109,7 +109,7 @@ func TestUses(t *testing.T) {
 	}
 	h := host{byIndex: map[int]link.Link{
 		2: {Name: "eth1", Index: 2},
-		3: {Name: "eth1.100", Index: 3, Kind: "vlan", VLAN: 100, Parent: 2, Alias: sharedAlias},
+		3: {Name: "eth1.100", Index: 3, Kind: "vlan", VLAN: 100, Parent: 2, Alias: link.SharedAlias},
 		4: {Name: "eth1.200", Index: 4, Kind: "vlan", VLAN: 200, Parent: 2}, // there before
 	}}
 	const port = "ipvlan mode l3, flag bridge"
