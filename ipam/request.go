@@ -54,7 +54,7 @@ type Allocation struct {
 	Rivals []AttachmentRecord `json:"rivals,omitempty"`
 	// Replaced is what the attachment had on record before, if it shared other
 	// things then: nobody counts it as their user any more.
-	Replaced *AttachmentRecord `json:"replaced,omitempty"`
+	Replaced AttachmentRecord `json:"replaced,omitzero"`
 }
 
 // Address of an allocation.

@@ -105,9 +105,9 @@ func (t *tx) allocate(req ipam.AllocateRequest) (ipam.Allocation, error) {
 	if err != nil {
 		return ipam.Allocation{}, err
 	}
-	var replaced *ipam.AttachmentRecord
+	var replaced ipam.AttachmentRecord
 	if before.Uses.Shared() && before.Uses != req.Uses {
-		replaced = &before
+		replaced = before
 	}
 	if g == nil {
 		if len(req.Pool.Sets)+len(req.Addresses) == 0 && !req.Uses.Any() {

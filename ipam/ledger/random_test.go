@@ -99,7 +99,7 @@ func TestModel(t *testing.T) {
 					t.Fatalf("peers %v and rivals %v, want %d and %d", got.Peers, got.Rivals, peers, rivals)
 				}
 				old := before.atts[req.Attachment].Uses
-				if replaced := old.Shared() && old != req.Uses; replaced != (got.Replaced != nil) || replaced && got.Replaced.Uses != old {
+				if replaced := old.Shared() && old != req.Uses; replaced != got.Replaced.Uses.Shared() || replaced && got.Replaced.Uses != old {
 					t.Fatalf("replaced %v, had %v and wants %v", got.Replaced, old, req.Uses)
 				}
 				if len(req.Pool.Sets) > 0 {

@@ -100,10 +100,10 @@ func TestCompany(t *testing.T) {
 	// What had been shared is told where it changes.
 	s.add("p", func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", VLAN: 5} })
 	a, err := s.try("p", func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", HostAccess: true} })
-	if err != nil || a.Replaced == nil || a.Replaced.Uses.VLAN != 5 {
+	if err != nil || a.Replaced.Uses.VLAN != 5 {
 		t.Errorf("replaced %v, %v", a.Replaced, err)
 	}
-	if a, err = s.try("p", func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", HostAccess: true} }); err != nil || a.Replaced != nil {
+	if a, err = s.try("p", func(r *ipam.AllocateRequest) { r.Uses = ipam.Uses{Parent: "eth1", HostAccess: true} }); err != nil || a.Replaced.Uses.Shared() {
 		t.Errorf("replaced the same: %v, %v", a.Replaced, err)
 	}
 }

@@ -93,10 +93,10 @@ func (a *adder) allocate(ctx context.Context, req ipam.AllocateRequest, decided 
 // unshareReplaced removes what an earlier ADD of the attachment had shared, and
 // this one does not.
 func (a *adder) unshareReplaced(ctx context.Context, got ipam.Allocation) error {
-	if got.Replaced == nil {
+	if !got.Replaced.Uses.Shared() {
 		return nil
 	}
-	return unshare(ctx, a.client, *got.Replaced, func() error { return nil })
+	return unshare(ctx, a.client, got.Replaced, func() error { return nil })
 }
 
 // accept takes over what the ledger gives.

@@ -91,7 +91,11 @@ func TestFastResponse(t *testing.T) {
 	byHand := 0
 	rapid.Check(t, func(t *rapid.T) {
 		a := Response{Version: 1, Allocation: &ipam.Allocation{
-			MAC: rapid.SampledFrom([]string{"", "02:00:00:00:00:01", `"`}).Draw(t, "mac"), Known: rapid.Bool().Draw(t, "known"), Alone: rapid.Bool().Draw(t, "alone")}}
+			MAC: rapid.SampledFrom([]string{"", "02:00:00:00:00:01", `"`}).Draw(t, "mac"), Known: rapid.Bool().Draw(t, "known")}}
+		peers := rapid.Bool().Draw(t, "peers")
+		if peers {
+			a.Allocation.Peers = []ipam.AttachmentRecord{{Version: 1}}
+		}
 		for range rapid.IntRange(0, 2).Draw(t, "addresses") {
 			x := ipam.Address{Prefix: netip.MustParsePrefix(rapid.SampledFrom([]string{"192.0.2.1/24", "2001:db8::1/64"}).Draw(t, "prefix"))}
 			if rapid.Bool().Draw(t, "gateway") {
@@ -104,7 +108,7 @@ func TestFastResponse(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, ok := allocated(string(line))
-		if plain := !a.Allocation.Alone && a.Allocation.MAC != `"`; ok != plain {
+		if plain := !peers && a.Allocation.MAC != `"`; ok != plain {
 			t.Fatalf("%s: read by hand: %v", line, ok)
 		}
 		if !ok {
