@@ -39,12 +39,13 @@ func newBed(t *testing.T) *bed {
 	return &bed{h1: add("h1", 1), h2: add("h2", 2)}
 }
 
-// keys are what a macvlan configuration has besides its type, master and ipam.
+// keys are what a configuration has besides that of lan, or in its place.
 type keys map[string]any
 
-// lan is a macvlan configuration for a host. Without a cluster registry each
-// host has a ledger that knows nothing of the other, so each has its own
-// ranges of the subnet: .10-.19 on h1, .20-.29 on h2.
+// lan is a configuration for a host, of macvlan if the keys do not say another
+// type. Without a cluster registry each host has a ledger that knows nothing of
+// the other, so each has its own ranges of the subnet: .10-.19 on h1, .20-.29 on
+// h2.
 func lan(t *testing.T, h *lab.Host, more keys) string {
 	t.Helper()
 	tens := h.Name[1:]
@@ -70,10 +71,13 @@ type station struct {
 }
 
 // hostStation is the host itself, on its eth1.
-func hostStation(t *testing.T, h *lab.Host) station {
+func hostStation(t *testing.T, h *lab.Host) station { return stationOn(t, h, lab.Parent) }
+
+// stationOn is the host itself, on one of its interfaces.
+func stationOn(t *testing.T, h *lab.Host, ifName string) station {
 	t.Helper()
 	s := station{Namespace: h.Namespace}
-	link := mustLink(t, h.Namespace, lab.Parent)
+	link := mustLink(t, h.Namespace, ifName)
 	s.mac = link.MAC
 	for _, p := range link.Addrs {
 		if !p.Addr().IsLinkLocalUnicast() {

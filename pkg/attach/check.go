@@ -86,6 +86,9 @@ func (p *plan) checkParent(h *link.Handle) (link.Link, error) {
 	if l.VLAN != p.VLAN || l.Parent != parent.Index {
 		return link.Link{}, differs("vlan: %q is not VLAN %d of %q", name, p.VLAN, parent.Name)
 	}
+	if !l.Up {
+		return link.Link{}, differs("vlan: %q is down", name)
+	}
 	return l, nil
 }
 
