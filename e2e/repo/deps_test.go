@@ -19,7 +19,8 @@ var rooms = []struct {
 	{"pkg/attach", []string{"pkg/cni", "pkg/link", "pkg/netns", "pkg/arp", "pkg/flock", "ipam", "ipam/client"},
 		"the way of an attachment calls the kernel doors and IPAM, and no plugin"},
 	{"pkg/cni", nil, "the contract knows nothing of what stands behind it"},
-	{"pkg/link", []string{"pkg/netns"}, "a kernel door"},
+	{"pkg/link", []string{"pkg/nlsock", "pkg/netns"}, "a kernel door"},
+	{"pkg/nlsock", []string{"pkg/netns"}, "what the kernel doors speak through knows none of them"},
 	{"pkg/arp", []string{"pkg/netns"}, "a kernel door"},
 	{"pkg/netns", []string{"pkg/flock"}, "the lowest kernel door"},
 	{"pkg/flock", nil, "one system call, which the kernel's side and the disk's wait with"},
@@ -107,7 +108,7 @@ func TestDoors(t *testing.T) {
 		rooms []string
 		why   string
 	}{
-		{"github.com/vishvananda/netlink", []string{"pkg/link"},
+		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/nlsock"},
 			"kernel objects are made, read and undone in one place each"},
 		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},
 		{"go.etcd.io/etcd", []string{"ipam/registry/etcd"}, "12 MB and 16 ms a start, for the agent alone"},

@@ -1,0 +1,129 @@
+package nlsock
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// heard reads until an interface of that name is told of, and returns what came
+// before.
+func heard(t *testing.T, w *Watcher, until string) (before []string) {
+	t.Helper()
+	for {
+		ended := false
+		must(t, w.Read(func(m Message) {
+			switch m.Type {
+			case unix.RTM_NEWADDR:
+				before = append(before, "address")
+			case unix.RTM_NEWLINK:
+				ended = ended || strings.Contains(string(m.Body), until+"\x00")
+			}
+		}))
+		if ended {
+			return before
+		}
+	}
+}
+
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	n := newNS(t)
+	w, err := Watch(n.Fd(), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR)
+	must(t, err)
+	c, err := Dial(n.Fd())
+	must(t, err)
+	defer c.Close()
+
+	add := func(i int) {
+		t.Helper()
+		verdicts, err := c.Batch(t.Context(), []*nl.NetlinkRequest{address(i, true)})
+		must(t, errors.Join(append(verdicts, err)...))
+	}
+	add(1)
+	ip(t, n, "link add b1 type bridge")
+	if got := heard(t, w, "b1"); len(got) != 1 {
+		t.Errorf("heard %q, want the address", got)
+	}
+	must(t, w.Ignore(c))
+	add(2)
+	ip(t, n, "addr add 192.0.2.1/32 dev lo\nlink add b2 type bridge")
+	if got := heard(t, w, "b2"); len(got) != 1 {
+		t.Errorf("heard %q, want the address of another", got)
+	}
+
+	// More than fits.
+	var many strings.Builder
+	for i := range 2000 {
+		fmt.Fprintf(&many, "addr add 198.51.%d.%d/32 dev lo\n", 100+i/250, i%250)
+	}
+	ip(t, n, many.String())
+	overrun := false
+	for range 2001 {
+		if err := w.Read(func(Message) {}); errors.Is(err, ErrOverrun) {
+			overrun = true
+			break
+		}
+	}
+	if !overrun {
+		t.Error("nothing says that changes were lost")
+	}
+
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			if err := w.Read(func(Message) {}); err != nil && !errors.Is(err, ErrOverrun) {
+				ended <- err
+				return
+			}
+		}
+	}()
+	must(t, w.Close())
+	if err := <-ended; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a read ends with %v", err)
+	}
+	if _, err := Watch(-1, unix.NETLINK_ROUTE, 1<<20); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("a group that there is not: %v", err)
+	}
+}
+
+func TestNames(t *testing.T) {
+	t.Parallel()
+	n := newNS(t)
+	c, err := Dial(n.Fd())
+	must(t, err)
+	defer c.Close()
+	names := NewNames(c)
+	if _, err := names.Index("b1"); !errors.Is(err, ErrNoInterface) {
+		t.Errorf("before it is there: %v", err)
+	}
+	ip(t, n, "link add b1 index 77 type bridge")
+	index, err := names.Index("b1")
+	must(t, err)
+	name, err := names.Name(77)
+	must(t, err)
+	if index != 77 || name != "b1" {
+		t.Errorf("got %d, %q", index, name)
+	}
+	ip(t, n, "link del b1")
+	_, err = names.Index("b1")
+	must(t, err)
+	names.Forget()
+	_, err = names.Index("b1")
+	wantError(t, err, `look up interface "b1": no such interface`)
+	_, err = names.Name(77)
+	wantError(t, err, `look up interface 77: no such interface`)
+	for _, odd := range []string{"", "a name that is too long for the kernel", "a/b"} {
+		if _, err := names.Index(odd); !errors.Is(err, ErrNoInterface) {
+			t.Errorf("%q: %v", odd, err)
+		}
+	}
+	if _, err := names.Name(-1); !errors.Is(err, ErrNoInterface) {
+		t.Errorf("index -1: %v", err)
+	}
+}
