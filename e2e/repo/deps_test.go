@@ -21,6 +21,7 @@ var rooms = []struct {
 	{"pkg/cni", nil, "the contract knows nothing of what stands behind it"},
 	{"pkg/link", []string{"pkg/nlsock", "pkg/netns"}, "a kernel door"},
 	{"pkg/nlsock", []string{"pkg/netns"}, "what the kernel doors speak through knows none of them"},
+	{"pkg/reconcile", nil, "how things are kept as they are wanted, whatever they are: no kernel, no libraries"},
 	{"pkg/arp", []string{"pkg/netns"}, "a kernel door"},
 	{"pkg/netns", []string{"pkg/flock"}, "the lowest kernel door"},
 	{"pkg/flock", nil, "one system call, which the kernel's side and the disk's wait with"},
