@@ -22,6 +22,7 @@ var rooms = []struct {
 	{"pkg/link", []string{"pkg/nlsock", "pkg/netns"}, "a kernel door"},
 	{"pkg/nlsock", []string{"pkg/netns"}, "what the kernel doors speak through knows none of them"},
 	{"pkg/reconcile", nil, "how things are kept as they are wanted, whatever they are: no kernel, no libraries"},
+	{"pkg/route", []string{"pkg/reconcile", "pkg/nlsock", "pkg/netns"}, "a kernel door, which only says what a route is"},
 	{"pkg/arp", []string{"pkg/netns"}, "a kernel door"},
 	{"pkg/netns", []string{"pkg/flock"}, "the lowest kernel door"},
 	{"pkg/flock", nil, "one system call, which the kernel's side and the disk's wait with"},
@@ -109,7 +110,7 @@ func TestDoors(t *testing.T) {
 		rooms []string
 		why   string
 	}{
-		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/nlsock"},
+		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/nlsock", "pkg/route"},
 			"kernel objects are made, read and undone in one place each"},
 		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},
 		{"go.etcd.io/etcd", []string{"ipam/registry/etcd"}, "12 MB and 16 ms a start, for the agent alone"},
