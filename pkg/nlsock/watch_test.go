@@ -103,6 +103,10 @@ func TestNames(t *testing.T) {
 		t.Errorf("before it is there: %v", err)
 	}
 	ip(t, n, "link add b1 index 77 type bridge")
+	if _, err := names.Index("b1"); !errors.Is(err, ErrNoInterface) {
+		t.Errorf("asked again before Forget: %v", err)
+	}
+	names.Forget()
 	index, err := names.Index("b1")
 	must(t, err)
 	name, err := names.Name(77)
@@ -122,6 +126,21 @@ func TestNames(t *testing.T) {
 		if _, err := names.Index(odd); !errors.Is(err, ErrNoInterface) {
 			t.Errorf("%q: %v", odd, err)
 		}
+	}
+	// What was asked for matters, found or not, also while all is read anew.
+	names.Forget()
+	for _, tt := range []struct {
+		index int
+		name  string
+		want  bool
+	}{{77, "other", true}, {5, "b1", true}, {5, "a/b", true}, {5, "b2", false}} {
+		if got := names.Knows(tt.index, tt.name); got != tt.want {
+			t.Errorf("knows %d, %q: %t", tt.index, tt.name, got)
+		}
+	}
+	names.Forget()
+	if names.Knows(77, "b1") {
+		t.Error("knows what has been forgotten twice")
 	}
 	if _, err := names.Name(-1); !errors.Is(err, ErrNoInterface) {
 		t.Errorf("index -1: %v", err)

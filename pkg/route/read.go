@@ -41,11 +41,13 @@ func (t *table) Watch(ctx context.Context, heard func(reconcile.News)) error {
 	}
 }
 
+// news is what a message means; 0 is nothing. Interfaces of containers come and
+// go all the time, with their link-local addresses.
 func (t *table) news(m nlsock.Message) reconcile.News {
 	switch m.Type {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		if len(m.Body) < unix.SizeofRtMsg {
-			return reconcile.Around
+			break
 		}
 		msg := nl.DeserializeRtMsg(m.Body)
 		switch {
@@ -55,6 +57,18 @@ func (t *table) news(m nlsock.Message) reconcile.News {
 			return reconcile.Ours
 		}
 		return reconcile.Foreign
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		if !t.names.KnowsLink(m) {
+			return 0
+		}
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		if len(m.Body) < unix.SizeofIfAddrmsg {
+			break
+		}
+		msg := nl.DeserializeIfAddrmsg(m.Body)
+		if msg.Scope == unix.RT_SCOPE_LINK && !t.names.Knows(int(msg.Index), "") {
+			return 0
+		}
 	}
 	return reconcile.Around
 }
@@ -101,7 +115,9 @@ func (t *table) parse(payload []byte, family uint8) (r Route, ours bool, err err
 	}
 	r.Dst = netip.PrefixFrom(dst, int(msg.Dst_len))
 	switch {
-	case err != nil || id != t.id || !r.Dst.IsValid():
+	case err == nil && (!r.Dst.IsValid() || dst.Is4() != (family == unix.AF_INET)):
+		return r, false, nlsock.ErrCutOff
+	case err != nil || id != t.id:
 		return r, false, err
 	case msg.Type == unix.RTN_UNREACHABLE:
 		r.Unreachable, dev = true, 0 // IPv6 hangs them on lo

@@ -81,6 +81,26 @@ func TestForeignGoes(t *testing.T) {
 	waitFor(t, "the routes", func() bool { return h.routes(t, "141") == ownShown })
 }
 
+// Containers come and go; the routes are not read again for each.
+func TestOthersComeAndGo(t *testing.T) {
+	t.Parallel()
+	h := newPeers(t)
+	r := h.reconciler(t, Config{Resync: time.Hour})
+	run(t, r)
+	must(t, r.Apply(t.Context(), wants(t, own)))
+	settled(t, r)
+	before := r.Counts()
+	for range 3 {
+		h.ip(t, "link add pod type veth peer name inside\nlink set pod up\nlink set inside up\naddr add fe80::7/64 dev pod nodad\nlink del pod")
+	}
+	settled(t, r)
+	if after := r.Counts(); after != before {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
+	h.ip(t, "link set eth2 down") // this one matters
+	waitFor(t, "a new look", func() bool { return r.Counts() != before })
+}
+
 // Nothing is written before the first wanted state, which may well be none.
 func TestNothingBeforeTheFirst(t *testing.T) {
 	t.Parallel()
@@ -183,13 +203,14 @@ func waitFor(t testing.TB, what string, there func() bool) {
 	}
 }
 
-// settled fails the test if the reconciler goes on writing.
+// settled fails the test if the reconciler never comes to rest.
 func settled(t testing.TB, r *Reconciler) {
 	t.Helper()
-	time.Sleep(20 * time.Millisecond)
-	before := r.Counts()
-	time.Sleep(50 * time.Millisecond)
-	if after := r.Counts(); after != before {
-		t.Errorf("it does not come to rest: %+v, %+v", before, after)
-	}
+	before, since := r.Counts(), time.Now()
+	waitFor(t, "rest", func() bool {
+		if now := r.Counts(); now != before {
+			before, since = now, time.Now()
+		}
+		return time.Since(since) > 100*time.Millisecond
+	})
 }
