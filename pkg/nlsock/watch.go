@@ -1,6 +1,7 @@
 package nlsock
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -59,9 +60,28 @@ func Watch(fd, protocol int, groups ...int) (w *Watcher, err error) {
 	return &Watcher{file: file, conn: conn, buf: make([]byte, 64<<10)}, nil
 }
 
-// Ignore leaves out what c has caused, as far as the kernel says who it was:
-// its owner knows, and thousands of its own changes would hide one of another.
-func (w *Watcher) Ignore(c *Conn) error {
+// Watch listens to groups of the routing protocol in the namespace of the
+// socket, and leaves out what c causes itself, as far as the kernel says who it
+// was: its owner knows, and thousands of its own changes would hide one of
+// another.
+func (c *Conn) Watch(groups ...int) (*Watcher, error) {
+	fd, err := c.Netns()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	w, err := Watch(fd, unix.NETLINK_ROUTE, groups...)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.ignore(c); err != nil {
+		w.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *Watcher) ignore(c *Conn) error {
 	name, err := unix.Getsockname(c.fd)
 	if err != nil {
 		return fmt.Errorf("watch the kernel: %w", err)
@@ -111,6 +131,21 @@ func (w *Watcher) Read(fn func(Message)) error {
 		fn(m)
 	}
 	return nil
+}
+
+// Listen reads until ctx ends, and closes the watcher. It calls overrun where
+// heard has not been told all.
+func (w *Watcher) Listen(ctx context.Context, heard func(Message), overrun func()) error {
+	defer w.Close()
+	defer context.AfterFunc(ctx, func() { w.Close() })()
+	for {
+		switch err := w.Read(heard); {
+		case errors.Is(err, ErrOverrun):
+			overrun()
+		case err != nil:
+			return errors.Join(ctx.Err(), err)
+		}
+	}
 }
 
 // Close ends the watch, and a Read that waits.

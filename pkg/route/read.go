@@ -16,29 +16,16 @@ import (
 // Watch implements Kernel. A link that goes down, and an address that goes, take
 // IPv4 routes along of which nothing is told.
 func (t *table) Watch(ctx context.Context, heard func(reconcile.News)) error {
-	w, err := nlsock.Watch(t.netns, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
-		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+	w, err := t.conn.Watch(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { w.Close() })()
-	defer w.Close()
-	if err := w.Ignore(t.conn); err != nil {
-		return err
-	}
 	heard(reconcile.Around)
-	for {
-		switch err := w.Read(func(m nlsock.Message) {
-			if n := t.news(m); n != 0 {
-				heard(n)
-			}
-		}); {
-		case errors.Is(err, nlsock.ErrOverrun):
-			heard(reconcile.Around)
-		case err != nil:
-			return err
+	return w.Listen(ctx, func(m nlsock.Message) {
+		if n := t.news(m); n != 0 {
+			heard(n)
 		}
-	}
+	}, func() { heard(reconcile.Around) })
 }
 
 // news is what a message means; 0 is nothing. Interfaces of containers come and

@@ -16,7 +16,6 @@ import (
 type table struct {
 	conn     *nlsock.Conn
 	names    *nlsock.Names
-	netns    int // descriptor
 	protocol uint8
 	id       int
 	owns     func(Route) bool
@@ -34,10 +33,6 @@ func openTable(cfg Config) (*table, error) {
 		return nil, err
 	}
 	t := &table{conn: conn, names: nlsock.NewNames(conn), protocol: cfg.Protocol, id: cfg.Table, owns: cfg.Owns}
-	if t.netns, err = conn.Netns(); err != nil {
-		conn.Close()
-		return nil, err
-	}
 	if t.protocol == 0 {
 		t.protocol = Protocol
 	}
@@ -53,7 +48,7 @@ func openTable(cfg Config) (*table, error) {
 // Close implements Kernel.
 func (t *table) Close() error {
 	t.conn.Close()
-	return unix.Close(t.netns)
+	return nil
 }
 
 // List implements Kernel.
