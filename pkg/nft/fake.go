@@ -1,0 +1,106 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/underlay-cni/underlay/pkg/reconcile"
+)
+
+// Fake is a kernel with the table, without a kernel, for tests: knftables' own,
+// which refuses what the kernel refuses, and others who flush it and spoil it.
+// It is safe for concurrent use.
+type Fake struct {
+	tables
+	nft *knftables.Fake
+
+	mu     sync.Mutex
+	heard  map[int]func(reconcile.News)
+	nextID int
+	fail   error
+}
+
+var _ Kernel = (*Fake)(nil)
+
+// NewFake has no table.
+func NewFake() *Fake {
+	nft := knftables.NewFake(family, name)
+	return &Fake{tables: tables{nft}, nft: nft, heard: make(map[int]func(reconcile.News))}
+}
+
+// List implements Kernel.
+func (f *Fake) List(ctx context.Context) ([]table, error) {
+	if err := f.failure(ctx); err != nil {
+		return nil, fmt.Errorf("list table %s: %w", name, err)
+	}
+	return f.tables.List(ctx)
+}
+
+// Change implements Kernel.
+func (f *Fake) Change(ctx context.Context, changes []reconcile.Change[table]) ([]error, error) {
+	if err := f.failure(ctx); err != nil {
+		return nil, fmt.Errorf("set table %s: %w", name, err)
+	}
+	return f.tables.Change(ctx, changes)
+}
+
+func (f *Fake) failure(ctx context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return errors.Join(ctx.Err(), f.fail)
+}
+
+// Watch implements Kernel.
+func (f *Fake) Watch(ctx context.Context, heard func(reconcile.News)) error {
+	f.mu.Lock()
+	id := f.nextID
+	f.nextID++
+	f.heard[id] = heard
+	f.mu.Unlock()
+	heard(reconcile.Around)
+	<-ctx.Done()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.heard, id)
+	return ctx.Err()
+}
+
+// Close implements Kernel.
+func (f *Fake) Close() error { return nil }
+
+// Fail makes List and Change fail with err; nil ends that.
+func (f *Fake) Fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail = err
+}
+
+// Flush does what `nft flush ruleset` does.
+func (f *Fake) Flush() error {
+	return f.Do(func(tx *knftables.Transaction) {
+		tx.Add(&knftables.Table{})
+		tx.Delete(&knftables.Table{})
+	})
+}
+
+// Do changes the table as others do.
+func (f *Fake) Do(change func(*knftables.Transaction)) error {
+	tx := f.nft.NewTransaction()
+	change(tx)
+	if err := f.nft.Run(context.Background(), tx); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, heard := range f.heard {
+		heard(reconcile.Ours)
+	}
+	return nil
+}
+
+// String is the table as a file that nft reads; "" if there is none.
+func (f *Fake) String() string { return f.nft.Dump() }
