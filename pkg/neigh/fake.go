@@ -18,11 +18,11 @@ import (
 // permanent entries, refuses what the kernel refuses, and loses entries where
 // the kernel does. The zero value is ready. It is safe for concurrent use.
 type Fake struct {
+	reconcile.Herald
+
 	mu      sync.Mutex
 	devices map[string]FakeDevice
 	entries []Entry
-	heard   map[int]func(reconcile.News)
-	nextID  int
 	fail    error
 }
 
@@ -84,32 +84,8 @@ func (f *Fake) setLocked(e Entry) error {
 	return nil
 }
 
-// Watch implements Kernel.
-func (f *Fake) Watch(ctx context.Context, heard func(reconcile.News)) error {
-	f.mu.Lock()
-	id := f.nextID
-	f.nextID++
-	if f.heard == nil {
-		f.heard = make(map[int]func(reconcile.News))
-	}
-	f.heard[id] = heard
-	f.mu.Unlock()
-	heard(reconcile.Around)
-	<-ctx.Done()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.heard, id)
-	return ctx.Err()
-}
-
 // Close implements Kernel.
 func (f *Fake) Close() error { return nil }
-
-func (f *Fake) tellLocked(n reconcile.News) {
-	for _, heard := range f.heard {
-		heard(n)
-	}
-}
 
 func (f *Fake) loseLocked(lost func(Entry) bool) { f.entries = slices.DeleteFunc(f.entries, lost) }
 
@@ -130,7 +106,7 @@ func (f *Fake) SetDevice(name string, d FakeDevice) {
 	}
 	f.devices[name] = d
 	f.loseLocked(func(e Entry) bool { return e.Dev == name && e.Kind == Master && !d.Port })
-	f.tellLocked(reconcile.Around)
+	f.Tell(reconcile.Around)
 }
 
 // DeleteDevice removes a device with all its entries.
@@ -139,7 +115,7 @@ func (f *Fake) DeleteDevice(name string) {
 	defer f.mu.Unlock()
 	delete(f.devices, name)
 	f.loseLocked(func(e Entry) bool { return e.Dev == name })
-	f.tellLocked(reconcile.Around)
+	f.Tell(reconcile.Around)
 }
 
 // Down sets a device down: it loses its neighbours, and keeps its FDB.
@@ -147,7 +123,7 @@ func (f *Fake) Down(name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.loseLocked(func(e Entry) bool { return e.Dev == name && e.Kind == Neighbour })
-	f.tellLocked(reconcile.Around)
+	f.Tell(reconcile.Around)
 }
 
 // Put sets an entry as others do.
@@ -157,7 +133,7 @@ func (f *Fake) Put(e Entry) error {
 	if err := f.setLocked(e); err != nil {
 		return err
 	}
-	f.tellLocked(reconcile.Ours)
+	f.Tell(reconcile.Ours)
 	return nil
 }
 
@@ -166,7 +142,7 @@ func (f *Fake) Delete(e Entry) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.loseLocked(func(o Entry) bool { return o == e })
-	f.tellLocked(reconcile.Ours)
+	f.Tell(reconcile.Ours)
 }
 
 // String lists the entries, sorted, one a line.

@@ -15,13 +15,12 @@ import (
 // which refuses what the kernel refuses, and others who flush it and spoil it.
 // It is safe for concurrent use.
 type Fake struct {
+	reconcile.Herald
 	tables
 	nft *knftables.Fake
 
-	mu     sync.Mutex
-	heard  map[int]func(reconcile.News)
-	nextID int
-	fail   error
+	mu   sync.Mutex
+	fail error
 }
 
 var _ Kernel = (*Fake)(nil)
@@ -29,7 +28,7 @@ var _ Kernel = (*Fake)(nil)
 // NewFake has no table.
 func NewFake() *Fake {
 	nft := knftables.NewFake(family, name)
-	return &Fake{tables: tables{nft}, nft: nft, heard: make(map[int]func(reconcile.News))}
+	return &Fake{tables: tables{nft}, nft: nft}
 }
 
 // List implements Kernel.
@@ -52,21 +51,6 @@ func (f *Fake) failure(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return errors.Join(ctx.Err(), f.fail)
-}
-
-// Watch implements Kernel.
-func (f *Fake) Watch(ctx context.Context, heard func(reconcile.News)) error {
-	f.mu.Lock()
-	id := f.nextID
-	f.nextID++
-	f.heard[id] = heard
-	f.mu.Unlock()
-	heard(reconcile.Around)
-	<-ctx.Done()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.heard, id)
-	return ctx.Err()
 }
 
 // Close implements Kernel.
@@ -94,11 +78,7 @@ func (f *Fake) Do(change func(*knftables.Transaction)) error {
 	if err := f.nft.Run(context.Background(), tx); err != nil {
 		return err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, heard := range f.heard {
-		heard(reconcile.Ours)
-	}
+	f.Tell(reconcile.Ours)
 	return nil
 }
 

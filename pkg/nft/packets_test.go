@@ -8,6 +8,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // segment is a node with a pod behind it, and a router to a host outside:
@@ -42,10 +44,18 @@ func newSegment(t *testing.T) segment {
 
 func (s space) socket(t *testing.T, addr string, port uint16) (conn *net.UDPConn) {
 	t.Helper()
-	must(t, s.ns.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(addr), port)))
-		return err
-	}))
+	// A closed socket lives on for a moment in a process that another test is
+	// starting.
+	waitFor(t, "the port", func() bool {
+		err := s.ns.Do(func() (err error) {
+			conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(addr), port)))
+			return err
+		})
+		if err != nil && !errors.Is(err, unix.EADDRINUSE) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 	return conn
 }
 

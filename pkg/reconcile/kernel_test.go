@@ -34,6 +34,7 @@ func things(text string) (out []Want[thing]) {
 
 // kernel holds things, in the order they came.
 type kernel struct {
+	Herald
 	mu      sync.Mutex
 	have    []thing
 	refuse  map[thing]error // to be added or deleted
@@ -41,7 +42,6 @@ type kernel struct {
 	cut     []int           // verdicts that the calls to come give before they break off
 	broken  error           // for List
 	written []string
-	heard   func(News)
 	deaf    chan error
 }
 
@@ -104,14 +104,16 @@ func (k *kernel) changeLocked(c Change[thing]) error {
 }
 
 func (k *kernel) Watch(ctx context.Context, heard func(News)) error {
-	k.mu.Lock()
-	k.heard = heard
-	k.mu.Unlock()
-	heard(Around)
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { ended <- k.Herald.Watch(ctx, heard) }()
 	select {
-	case <-ctx.Done():
-		return ctx.Err()
+	case err := <-ended:
+		return err
 	case err := <-k.deaf:
+		cancel()
+		<-ended
 		return err
 	}
 }
@@ -122,9 +124,8 @@ func (k *kernel) Close() error { return nil }
 func (k *kernel) do(n News, f func()) {
 	k.mu.Lock()
 	f()
-	heard := k.heard
 	k.mu.Unlock()
-	heard(n)
+	k.Tell(n)
 }
 
 // said is what was written since it was last asked.

@@ -21,11 +21,11 @@ import (
 // gateways behind other gateways. The zero value is ready. It is safe for
 // concurrent use.
 type Fake struct {
+	reconcile.Herald
+
 	mu     sync.Mutex
 	links  []fakeLink
 	routes []fakeRoute
-	heard  map[int]func(reconcile.News)
-	nextID int
 	fail   error
 	calls  int
 }
@@ -135,32 +135,8 @@ func (f *Fake) connectedLocked(l fakeLink, a netip.Addr) bool {
 		})
 }
 
-// Watch implements Kernel.
-func (f *Fake) Watch(ctx context.Context, heard func(reconcile.News)) error {
-	f.mu.Lock()
-	id := f.nextID
-	f.nextID++
-	if f.heard == nil {
-		f.heard = make(map[int]func(reconcile.News))
-	}
-	f.heard[id] = heard
-	f.mu.Unlock()
-	heard(reconcile.Around)
-	<-ctx.Done()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.heard, id)
-	return ctx.Err()
-}
-
 // Close implements Kernel.
 func (f *Fake) Close() error { return nil }
-
-func (f *Fake) tellLocked(n reconcile.News) {
-	for _, heard := range f.heard {
-		heard(n)
-	}
-}
 
 // Fail makes List and Change fail with err; nil ends that.
 func (f *Fake) Fail(err error) {
@@ -181,7 +157,7 @@ func (f *Fake) AddLink(name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.links = append(f.links, fakeLink{name: name})
-	f.tellLocked(reconcile.Around)
+	f.Tell(reconcile.Around)
 }
 
 // DeleteLink removes an interface, and with it all its routes.
@@ -190,7 +166,7 @@ func (f *Fake) DeleteLink(name string) {
 	defer f.mu.Unlock()
 	f.links = slices.DeleteFunc(f.links, func(l fakeLink) bool { return l.name == name })
 	f.loseLocked(func(r Route) bool { return r.Dev == name })
-	f.tellLocked(reconcile.Around)
+	f.Tell(reconcile.Around)
 }
 
 // SetUp sets an interface up or down. Down, it loses its routes, without a word
@@ -203,7 +179,7 @@ func (f *Fake) SetUp(name string, up bool) {
 		l.addrs = slices.DeleteFunc(l.addrs, func(p netip.Prefix) bool { return p.Addr().Is6() })
 		f.loseLocked(func(r Route) bool { return r.Dev == name })
 	}
-	f.tellLocked(reconcile.Around)
+	f.Tell(reconcile.Around)
 }
 
 // AddAddr gives an interface an address with the length of its subnet.
@@ -212,7 +188,7 @@ func (f *Fake) AddAddr(name string, p netip.Prefix) {
 	defer f.mu.Unlock()
 	l := f.linkLocked(name)
 	l.addrs = append(l.addrs, p)
-	f.tellLocked(reconcile.Around)
+	f.Tell(reconcile.Around)
 }
 
 // DeleteAddr takes an address away. IPv4 routes that have it as their source
@@ -231,7 +207,7 @@ func (f *Fake) DeleteAddr(name string, p netip.Prefix) {
 			f.routes[i].Src = netip.Addr{}
 		}
 	}
-	f.tellLocked(reconcile.Around)
+	f.Tell(reconcile.Around)
 }
 
 func (f *Fake) linkLocked(name string) *fakeLink {
@@ -250,7 +226,7 @@ func (f *Fake) Put(r Route, ours bool) error {
 	if err := f.addLocked(fakeRoute{r, !ours}, false); err != nil {
 		return err
 	}
-	f.tellLocked(news(ours))
+	f.Tell(news(ours))
 	return nil
 }
 
@@ -265,7 +241,7 @@ func (f *Fake) Delete(r Route) {
 		}
 		return o.Route == r
 	})
-	f.tellLocked(news(ours))
+	f.Tell(news(ours))
 }
 
 func news(ours bool) reconcile.News {

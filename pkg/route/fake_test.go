@@ -2,6 +2,7 @@ package route
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -9,6 +10,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/underlay-cni/underlay/pkg/reconcile"
 )
 
 // machine is the kernel and the Fake, which the same is done to.
@@ -26,10 +29,7 @@ type machine struct {
 const foreignProtocol = 99
 
 func newMachine(t *testing.T) *machine {
-	m := &machine{t: t, host: newHost(t), fake: new(Fake), addrs: make(map[string][]netip.Prefix)}
-	var err error
-	m.copy, err = New(Config{Kernel: m.fake, MaxRetry: 1})
-	must(t, err)
+	m := &machine{t: t, host: newHost(t)}
 	m.real = m.host.reconciler(t, Config{MaxRetry: 1}) // at once
 	open := func(protocol uint8) Kernel {
 		k, err := openTable(Config{Netns: m.host.ns, Protocol: protocol})
@@ -38,11 +38,34 @@ func newMachine(t *testing.T) *machine {
 		return k
 	}
 	m.ours, m.other = open(Protocol), open(foreignProtocol)
+	return m
+}
+
+// reset takes away what the last run left.
+func (m *machine) reset() {
+	must(m.t, m.real.Apply(context.Background(), nil))
+	others, err := m.other.List(context.Background())
+	must(m.t, err)
+	var changes []reconcile.Change[Route]
+	for _, r := range others {
+		changes = append(changes, reconcile.Change[Route]{Verb: reconcile.Delete, Old: r})
+	}
+	verdicts, err := m.other.Change(context.Background(), changes)
+	must(m.t, errors.Join(append(verdicts, err)...))
+	commands := "link set eth1 up\nlink set eth2 up"
+	for dev, addrs := range m.addrs {
+		for _, p := range addrs {
+			commands += fmt.Sprintf("\naddr del %s dev %s", p, dev)
+		}
+	}
+	m.host.ip(m.t, commands)
+	m.fake, m.addrs, m.want = new(Fake), make(map[string][]netip.Prefix), nil
 	for _, dev := range []string{"eth1", "eth2"} {
 		m.fake.AddLink(dev)
 		m.fake.SetUp(dev, true)
 	}
-	return m
+	m.copy, err = New(Config{Kernel: m.fake, MaxRetry: 1})
+	must(m.t, err)
 }
 
 // text is all there is, as Fake.String has it.
@@ -195,8 +218,9 @@ func (m *machine) gone(t *rapid.T, like Route) Route {
 // Routes of others stay as they are, whatever is wanted.
 func TestFakeIsLikeTheKernel(t *testing.T) {
 	t.Parallel()
+	m := newMachine(t)
 	rapid.Check(t, func(rt *rapid.T) {
-		m := newMachine(t)
+		m.reset()
 		rt.Repeat(m.steps())
 	})
 }
