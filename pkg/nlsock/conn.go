@@ -70,8 +70,12 @@ var byteOrder = sync.OnceFunc(func() { nl.NativeEndian() })
 // own data and its alternative names may each have the 64 KiB of an attribute.
 const maxAnswer = 160 << 10
 
-// Close releases the socket.
-func (c *Conn) Close() { unix.Close(c.fd) }
+// Close releases the socket. What is asked later gets an error, and never the
+// answer of whatever has the descriptor then.
+func (c *Conn) Close() {
+	unix.Close(c.fd)
+	c.fd = -1
+}
 
 // Netns opens the namespace that the socket is in. Close the descriptor.
 func (c *Conn) Netns() (fd int, err error) {

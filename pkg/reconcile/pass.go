@@ -104,7 +104,7 @@ func (r *Reconciler[K, T]) diffLocked(have []T, rests func(*entry[T]) bool) (cha
 		switch {
 		case e.seen:
 			e.seen = false
-			e.Err, e.Attempts, e.Next = nil, 0, time.Time{}
+			e.Err, e.Attempts, e.Next, e.delays = nil, 0, time.Time{}, 0
 		case rests(e):
 		case replaces:
 			changes = append(changes, Change[T]{Verb: Replace, New: e.Object, Old: old})
@@ -147,13 +147,20 @@ func (r *Reconciler[K, T]) judgeLocked(c Change[T], verdict error, now time.Time
 	r.failLocked(e, verdict, now)
 }
 
+// failLocked puts the next attempt off. One that was made before it was due, since
+// something had changed, is no reason to wait longer.
 func (r *Reconciler[K, T]) failLocked(e *entry[T], err error, now time.Time) {
-	wait := r.opts.MaxRetry
-	if doubled := r.opts.Retry << min(e.Attempts, 30); doubled < wait {
-		wait = doubled
-	}
-	e.Err, e.Next = err, now.Add(wait)
+	e.Err = err
 	e.Attempts++
+	if now.Before(e.Next) {
+		return
+	}
+	wait := r.opts.Retry
+	for i := 0; i < e.delays && wait < r.opts.MaxRetry; i++ {
+		wait *= 2
+	}
+	e.Next = now.Add(min(wait, r.opts.MaxRetry))
+	e.delays++
 }
 
 // tellLocked tells of those that have begun to fail, and have ceased to.

@@ -145,6 +145,7 @@ type Reconciler[K comparable, T Object[K, T]] struct {
 type entry[T any] struct {
 	Status[T]
 	hopeless bool // nothing in the kernel can change that
+	delays   int  // of the next attempt
 	seen     bool // in the list that is being compared
 }
 
@@ -207,7 +208,7 @@ func (r *Reconciler[K, T]) takeLocked(want []Want[T]) {
 		}
 		byKey[object.Key()] = e
 		if old := r.byKey[object.Key()]; old != nil && old.Object == object {
-			e.Err, e.Attempts, e.Next = old.Err, old.Attempts, old.Next
+			e.Err, e.Attempts, e.Next, e.delays = old.Err, old.Attempts, old.Next, old.delays
 		}
 	}
 	r.given, r.wants, r.byKey = true, wants, byKey

@@ -160,6 +160,31 @@ func TestBackOff(t *testing.T) {
 	})
 }
 
+// What is tried before it is due, since something has changed, is not due later
+// for it.
+func TestEarlyAttempts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		k := newKernel()
+		k.refuse[thing{"a", "1"}] = errThing
+		r := start(t, k, Options[thing]{Retry: time.Minute, MaxRetry: time.Hour}, "a=1")
+		due := r.Status()[0].Next
+		for range 10 {
+			k.do(Around, func() {})
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
+		if s := r.Status()[0]; s.Attempts != 11 || s.Next != due {
+			t.Errorf("%d attempts, the next %v later than before", s.Attempts, s.Next.Sub(due))
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if s := r.Status()[0]; s.Attempts != 12 || s.Next.Sub(due) != 2*time.Minute {
+			t.Errorf("%d attempts, the next %v later than before", s.Attempts, s.Next.Sub(due))
+		}
+	})
+}
+
 func TestRun(t *testing.T) {
 	t.Parallel()
 	// quiet waits until what has been heard is done with.
