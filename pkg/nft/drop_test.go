@@ -114,12 +114,23 @@ func TestLegacyDrop(t *testing.T) {
 }
 
 // What nft says is read, or it is an error.
-func FuzzParseChains(f *testing.F) {
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"nftables": [{"table": {"name": "underlay"}}, {"set": {"name": "forward4", "elem": [{"prefix": {"addr": "10.0.0.0", "len": 8}}, "192.0.2.1", 8472, {"range": ["a", "b"]}]}},
+		{"chain": {"name": "forward"}}, {"rule": {"chain": "forward", "comment": "x #1"}}, {"map": {"name": "m"}}]}`))
 	f.Add([]byte(`{"nftables": [{"metainfo": {}}, {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}}]}`))
 	f.Fuzz(func(t *testing.T, listing []byte) {
 		chains, err := parseChains(listing)
 		if err != nil && len(chains) > 0 {
 			t.Errorf("%v, %v", chains, err)
+		}
+		c, err := parseTable(listing)
+		if err != nil {
+			return
+		}
+		// Whatever it is, it can be compared with what is wanted.
+		_, elements := c.table().split()
+		if len(elements) == 0 && c.table() == all.table() {
+			t.Errorf("%q is everything", listing)
 		}
 	})
 }

@@ -36,7 +36,46 @@ func (f *Fake) List(ctx context.Context) ([]table, error) {
 	if err := f.failure(ctx); err != nil {
 		return nil, fmt.Errorf("list table %s: %w", name, err)
 	}
-	return f.tables.List(ctx)
+	all, err := f.nft.ListAll(ctx)
+	if knftables.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list table %s: %w", name, err)
+	}
+	c := content{chains: make(map[string][]string), sets: make(map[string][]string)}
+	for kind, names := range all {
+		for _, n := range names {
+			switch kind {
+			case "chain":
+				c.chains[n] = nil
+			case "set":
+				elements, err := f.nft.ListElements(ctx, "set", n)
+				if err != nil {
+					return nil, fmt.Errorf("list set %s: %w", n, err)
+				}
+				c.sets[n] = nil
+				for _, e := range elements {
+					c.sets[n] = append(c.sets[n], fmt.Sprint(e.Key[0]))
+				}
+			case "table", "rule":
+			default: // none of ours
+				c.sets[kind+"/"+n] = nil
+			}
+		}
+	}
+	rules, err := f.nft.ListRules(ctx, "")
+	if err != nil {
+		return nil, fmt.Errorf("list rules of table %s: %w", name, err)
+	}
+	for _, r := range rules {
+		comment := "not ours"
+		if r.Comment != nil {
+			comment = *r.Comment
+		}
+		c.chains[r.Chain] = append(c.chains[r.Chain], comment)
+	}
+	return []table{c.table()}, nil
 }
 
 // Change implements Kernel.

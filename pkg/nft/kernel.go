@@ -17,52 +17,8 @@ import (
 // Kernel is where the table is.
 type Kernel = reconcile.Kernel[table]
 
-// tables is the table behind nft, or behind a fake of it.
+// tables writes the table through nft, or a fake of it.
 type tables struct{ nft knftables.Interface }
-
-// List reads the table: all of it, or that there is none.
-func (t tables) List(ctx context.Context) ([]table, error) {
-	all, err := t.nft.ListAll(ctx)
-	if knftables.IsNotFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list table %s: %w", name, err)
-	}
-	c := content{chains: make(map[string][]string), sets: make(map[string][]string)}
-	for kind, names := range all {
-		for _, n := range names {
-			switch kind {
-			case "chain":
-				c.chains[n] = nil
-			case "set":
-				elements, err := t.nft.ListElements(ctx, "set", n)
-				if err != nil {
-					return nil, fmt.Errorf("list set %s: %w", n, err)
-				}
-				c.sets[n] = nil
-				for _, e := range elements {
-					c.sets[n] = append(c.sets[n], fmt.Sprint(e.Key[0]))
-				}
-			case "table", "rule":
-			default: // none of ours
-				c.sets[kind+"/"+n] = nil
-			}
-		}
-	}
-	rules, err := t.nft.ListRules(ctx, "")
-	if err != nil {
-		return nil, fmt.Errorf("list rules of table %s: %w", name, err)
-	}
-	for _, r := range rules {
-		comment := "not ours"
-		if r.Comment != nil {
-			comment = *r.Comment
-		}
-		c.chains[r.Chain] = append(c.chains[r.Chain], comment)
-	}
-	return []table{c.table()}, nil
-}
 
 // Change writes the table in one transaction.
 func (t tables) Change(ctx context.Context, changes []reconcile.Change[table]) (verdicts []error, err error) {
@@ -164,7 +120,7 @@ func (h *host) do(f func() error) error {
 // List implements Kernel.
 func (h *host) List(ctx context.Context) (all []table, err error) {
 	err = h.do(func() (err error) {
-		all, err = h.tables.List(ctx)
+		all, err = list(ctx)
 		return err
 	})
 	return all, err

@@ -177,7 +177,7 @@ func (t table) split() (frame string, elements map[element]bool) {
 	elements = make(map[element]bool)
 	var rest strings.Builder
 	for l := range strings.Lines(string(t)) {
-		if words := strings.Fields(l); words[0] == "element" {
+		if words := strings.SplitN(strings.TrimSuffix(l, "\n"), " ", 3); words[0] == "element" && len(words) == 3 {
 			elements[element{words[1], words[2]}] = true
 		} else {
 			rest.WriteString(l)
