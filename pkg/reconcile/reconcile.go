@@ -112,6 +112,15 @@ type Status[T any] struct {
 	Next     time.Time
 }
 
+// ByPeer joins what has become of each peer's objects: nil if all are there.
+func ByPeer[T any](all []Status[T]) map[string]error {
+	peers := make(map[string]error)
+	for _, s := range all {
+		peers[s.Peer] = errors.Join(peers[s.Peer], s.Err)
+	}
+	return peers
+}
+
 // Counts are since the start.
 type Counts struct {
 	// Passes compared what is wanted with the kernel; Written and Refused are

@@ -101,6 +101,22 @@ func TestApply(t *testing.T) {
 	}
 }
 
+func TestByPeer(t *testing.T) {
+	t.Parallel()
+	k := newKernel(thing{"x", "1"})
+	k.refuse[thing{"a", "1"}], k.refuse[thing{"x", "1"}] = errThing, errThing
+	r := New[string](k, Options[thing]{})
+	_ = r.Apply(t.Context(), append(things("a=1 b=1"), Want[thing]{"of-a", thing{"c", "1"}}, Want[thing]{"of-a", thing{"", "1"}}))
+	got := make(map[string]string)
+	for peer, err := range ByPeer(r.Status()) {
+		got[peer] = text(err)
+	}
+	want := map[string]string{"of-a": "refused; =1: has no key", "of-b": "", "": "refused"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // start runs a reconciler in a bubble, and applies.
 func start(t *testing.T, k *kernel, opts Options[thing], want string) *Reconciler[string, thing] {
 	t.Helper()
