@@ -290,9 +290,18 @@ func TestRun(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			k := newKernel()
+			k.refuse[thing{"b", "1"}] = errThing
+			r := start(t, k, Options[thing]{Resync: time.Hour}, "b=1")
+			k.mu.Lock()
 			k.broken = errThing
-			r := start(t, k, Options[thing]{Resync: time.Hour}, "a=1")
-			quiet()
+			delete(k.refuse, thing{"b", "1"})
+			k.mu.Unlock()
+			_ = r.Apply(t.Context(), things("a=1 b=1"))
+			before := r.Counts().Passes
+			time.Sleep(10 * time.Second) // b is long due
+			if got := r.Counts().Passes - before; got > 11 {
+				t.Errorf("%d passes in 10 s", got)
+			}
 			if r.Err() == nil || r.Status()[0].Err == nil {
 				t.Error("nothing tells that the kernel cannot be read")
 			}
@@ -300,7 +309,7 @@ func TestRun(t *testing.T) {
 			k.broken = nil
 			k.mu.Unlock()
 			time.Sleep(2 * time.Second)
-			if err := errors.Join(r.Err(), r.Status()[0].Err); err != nil || k.String() != "a=1" {
+			if err := errors.Join(r.Err(), r.Status()[0].Err); err != nil || k.String() != "a=1 b=1" {
 				t.Errorf("is %q, %v", k, err)
 			}
 		})

@@ -76,17 +76,17 @@ func (r *Reconciler[K, T]) pass(ctx context.Context, all bool) {
 func (r *Reconciler[K, T]) due() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.given {
+	switch {
+	case !r.given:
 		return time.Now().Add(r.opts.Resync)
+	case r.err != nil: // nothing was tried, whatever was due
+		return r.end.Add(r.opts.Retry)
 	}
 	due := r.end.Add(r.opts.Resync)
 	sooner := func(t time.Time) {
 		if t.Before(due) {
 			due = t
 		}
-	}
-	if r.err != nil {
-		sooner(r.end.Add(r.opts.Retry))
 	}
 	for _, e := range r.wants {
 		switch {
@@ -99,6 +99,9 @@ func (r *Reconciler[K, T]) due() time.Time {
 	}
 	for _, e := range r.stuck {
 		sooner(e.Next)
+	}
+	if earliest := r.end.Add(settle); due.Before(earliest) {
+		due = earliest
 	}
 	return due
 }
