@@ -19,7 +19,12 @@ var rooms = []struct {
 	{"pkg/attach", []string{"pkg/cni", "pkg/link", "pkg/netns", "pkg/arp", "pkg/flock", "ipam", "ipam/client"},
 		"the way of an attachment calls the kernel doors and IPAM, and no plugin"},
 	{"pkg/cni", nil, "the contract knows nothing of what stands behind it"},
-	{"pkg/link", []string{"pkg/netns"}, "a kernel door"},
+	{"pkg/link", []string{"pkg/nlsock", "pkg/netns"}, "a kernel door"},
+	{"pkg/nlsock", []string{"pkg/netns"}, "what the kernel doors speak through knows none of them"},
+	{"pkg/reconcile", nil, "how things are kept as they are wanted, whatever they are: no kernel, no libraries"},
+	{"pkg/route", []string{"pkg/reconcile", "pkg/nlsock", "pkg/netns"}, "a kernel door, which only says what a route is"},
+	{"pkg/neigh", []string{"pkg/reconcile", "pkg/nlsock", "pkg/netns"}, "a kernel door, which only says what a neighbour and an FDB entry are"},
+	{"pkg/nft", []string{"pkg/reconcile", "pkg/nlsock", "pkg/netns"}, "a kernel door, whose table is one object"},
 	{"pkg/arp", []string{"pkg/netns"}, "a kernel door"},
 	{"pkg/netns", []string{"pkg/flock"}, "the lowest kernel door"},
 	{"pkg/flock", nil, "one system call, which the kernel's side and the disk's wait with"},
@@ -107,8 +112,9 @@ func TestDoors(t *testing.T) {
 		rooms []string
 		why   string
 	}{
-		{"github.com/vishvananda/netlink", []string{"pkg/link"},
+		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/nlsock", "pkg/route", "pkg/neigh"},
 			"kernel objects are made, read and undone in one place each"},
+		{"sigs.k8s.io/knftables", []string{"pkg/nft"}, "one table, written in one place; a plugin that masquerades pays for it with a start of nft"},
 		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},
 		{"go.etcd.io/etcd", []string{"ipam/registry/etcd"}, "12 MB and 16 ms a start, for the agent alone"},
 		{"github.com/prometheus", []string{"pkg/agent"}, "a process of 10 ms is not scraped"},

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/underlay-cni/underlay/pkg/netns"
+	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
 // Child is a link that sits on a parent.
@@ -35,18 +36,18 @@ func (h *Handle) child(parent Link, match func(Link) bool) (c Child, found bool,
 			return Child{Link: l}, true, nil
 		}
 	}
-	home, err := h.netns()
+	home, err := h.conn.Netns()
 	if err != nil {
 		return Child{}, false, err
 	}
 	defer unix.Close(home)
 	err = netns.Each(func(n *netns.NS) (bool, error) {
 		// There may be hundreds: the buffer is more than all else about each.
-		there, err := dialHere(h.buf)
+		there, err := h.conn.DialHere()
 		if err != nil {
 			return false, err
 		}
-		defer there.close()
+		defer there.Close()
 		if c.Link, found, err = (&Handle{there}).childOf(home, parent, match); err != nil {
 			return false, fmt.Errorf("look into netns %q: %w", n.Path(), err)
 		}
@@ -83,21 +84,13 @@ func (h *Handle) ParentIn(l Link, fd int) (bool, error) {
 	return err == nil && id == l.nsid && id >= 0, err
 }
 
-// netns opens the handle's namespace. Close the descriptor.
-func (h *Handle) netns() (fd int, err error) {
-	if fd, err = unix.IoctlRetInt(h.fd, unix.SIOCGSKNS); err != nil {
-		return -1, fmt.Errorf("open the namespace of a socket: %w", err)
-	}
-	return fd, nil
-}
-
 // nsid is the number by which the handle's namespace knows that of fd, -1 if
 // it does not. A namespace gets one when a link that leads there is listed.
 func (h *Handle) nsid(fd int) (int32, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETNSID, 0)
 	req.AddData(nl.NewRtGenMsg())
 	req.AddData(nl.NewRtAttr(unix.NETNSA_FD, nl.Uint32Attr(uint32(fd))))
-	payload, err := h.get(req)
+	payload, err := h.conn.Get(req)
 	if err != nil {
 		return 0, fmt.Errorf("find the number of a namespace: %w", err)
 	}
@@ -107,13 +100,13 @@ func (h *Handle) nsid(fd int) (int32, error) {
 // parseNsid reads what RTM_NEWNSID says (linux/net_namespace.h).
 func parseNsid(payload []byte) (id int32, err error) {
 	if len(payload) < unix.NLMSG_ALIGNTO {
-		return 0, errCutOff
+		return 0, nlsock.ErrCutOff
 	}
 	id = unix.NETNSA_NSID_NOT_ASSIGNED
-	attrs, err := attributes(payload[unix.NLMSG_ALIGNTO:])
+	attrs, err := nlsock.Attributes(payload[unix.NLMSG_ALIGNTO:])
 	for _, a := range attrs {
-		if a.kind == unix.NETNSA_NSID {
-			id = int32(number(a.value))
+		if a.Kind == unix.NETNSA_NSID {
+			id = int32(number(a.Value))
 		}
 	}
 	return id, err

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
 // Addr is an address of a link.
@@ -39,7 +41,7 @@ func (h *Handle) AddAddr(index int, p netip.Prefix) error {
 	if b, ok := broadcast(p); ok {
 		req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, b))
 	}
-	err := h.execute(req)
+	err := h.conn.Execute(req)
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		err = ErrAddrInUse
@@ -68,7 +70,7 @@ func (h *Handle) Addrs(index int) ([]Addr, error) {
 	msg := nl.NewIfAddrmsg(unix.AF_UNSPEC)
 	msg.Index = uint32(index)
 	req.AddData(msg)
-	payloads, err := h.dump(req)
+	payloads, err := h.conn.Dump(req)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of link %d: %w", index, err)
 	}
@@ -89,22 +91,22 @@ func (h *Handle) Addrs(index int) ([]Addr, error) {
 // index of its link.
 func parseAddr(payload []byte) (addr Addr, index int, err error) {
 	if len(payload) < unix.SizeofIfAddrmsg {
-		return addr, 0, errCutOff
+		return addr, 0, nlsock.ErrCutOff
 	}
 	msg := nl.DeserializeIfAddrmsg(payload)
-	attrs, err := attributes(payload[unix.SizeofIfAddrmsg:])
+	attrs, err := nlsock.Attributes(payload[unix.SizeofIfAddrmsg:])
 	// IFA_ADDRESS is the other end of a point-to-point link where there is an
 	// IFA_LOCAL, and IPv6 has only it where there is none.
 	var local, address netip.Addr
 	flags := uint32(msg.Flags)
 	for _, a := range attrs {
-		switch a.kind {
+		switch a.Kind {
 		case unix.IFA_LOCAL:
-			local, _ = netip.AddrFromSlice(a.value)
+			local, _ = netip.AddrFromSlice(a.Value)
 		case unix.IFA_ADDRESS:
-			address, _ = netip.AddrFromSlice(a.value)
+			address, _ = netip.AddrFromSlice(a.Value)
 		case unix.IFA_FLAGS:
-			flags = uint32(number(a.value))
+			flags = uint32(number(a.Value))
 		}
 	}
 	if !local.IsValid() {
@@ -119,7 +121,7 @@ func (h *Handle) SetNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) 
 	req := neighbour(unix.RTM_NEWNEIGH, index, addr)
 	req.Flags |= unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	req.AddData(nl.NewRtAttr(unix.NDA_LLADDR, mac))
-	if err := h.execute(req); err != nil {
+	if err := h.conn.Execute(req); err != nil {
 		return fmt.Errorf("set neighbour %s lladdr %s: %w", addr, mac, err)
 	}
 	return nil
@@ -127,7 +129,7 @@ func (h *Handle) SetNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) 
 
 // DeleteNeighbour removes the entry of addr on a link; none is success.
 func (h *Handle) DeleteNeighbour(index int, addr netip.Addr) error {
-	err := h.execute(neighbour(unix.RTM_DELNEIGH, index, addr))
+	err := h.conn.Execute(neighbour(unix.RTM_DELNEIGH, index, addr))
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete neighbour %s: %w", addr, err)
 	}
@@ -145,7 +147,7 @@ func (h *Handle) Neighbours(index int) ([]Neighbour, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
 	req.AddData(make(ndMsg, unix.SizeofNdMsg))
 	req.AddData(nl.NewRtAttr(unix.NDA_IFINDEX, nl.Uint32Attr(uint32(index))))
-	payloads, err := h.dump(req)
+	payloads, err := h.conn.Dump(req)
 	var out []Neighbour
 	for i := 0; i < len(payloads) && err == nil; i++ {
 		var n Neighbour
@@ -164,18 +166,18 @@ func (h *Handle) Neighbours(index int) ([]Neighbour, error) {
 // of an entry that is not permanent.
 func parseNeighbour(payload []byte) (n Neighbour, index int, err error) {
 	if len(payload) < unix.SizeofNdMsg {
-		return n, 0, errCutOff
+		return n, 0, nlsock.ErrCutOff
 	}
 	if binary.NativeEndian.Uint16(payload[8:])&unix.NUD_PERMANENT == 0 {
 		return n, 0, nil
 	}
-	attrs, err := attributes(payload[unix.SizeofNdMsg:])
+	attrs, err := nlsock.Attributes(payload[unix.SizeofNdMsg:])
 	for _, a := range attrs {
-		switch a.kind {
+		switch a.Kind {
 		case unix.NDA_DST:
-			n.Addr, _ = netip.AddrFromSlice(a.value)
+			n.Addr, _ = netip.AddrFromSlice(a.Value)
 		case unix.NDA_LLADDR:
-			n.MAC = net.HardwareAddr(a.value)
+			n.MAC = net.HardwareAddr(a.Value)
 		}
 	}
 	return n, int(binary.NativeEndian.Uint32(payload[4:])), err

@@ -6,6 +6,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
 // Modes of ipvlan, as configurations spell them.
@@ -114,13 +116,13 @@ func (l Link) isIpvlan() bool { return l.Kind == "ipvlan" || l.Kind == "ipvtap" 
 
 // parseIpvlan reads IFLA_INFO_DATA of an ipvlan.
 func (l *Link) parseIpvlan(data []byte) error {
-	attrs, err := attributes(data)
+	attrs, err := nlsock.Attributes(data)
 	for _, a := range attrs {
-		switch a.kind {
+		switch a.Kind {
 		case nl.IFLA_IPVLAN_MODE:
-			l.Mode = nameOf(ipvlanModes, uint32(number(a.value)))
+			l.Mode = nameOf(ipvlanModes, uint32(number(a.Value)))
 		case nl.IFLA_IPVLAN_FLAG:
-			l.Flag = nameOf(ipvlanFlags, uint32(number(a.value)))
+			l.Flag = nameOf(ipvlanFlags, uint32(number(a.Value)))
 		}
 	}
 	return err

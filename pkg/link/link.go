@@ -17,6 +17,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
 var (
@@ -71,14 +73,14 @@ func (l Link) isOn(parent Link) bool { return l.Parent == parent.Index && !l.abr
 
 // Handle talks to the kernel about one namespace, for one goroutine at a
 // time. Close it.
-type Handle struct{ *conn }
+type Handle struct{ conn *nlsock.Conn }
 
 // Open opens a handle on the namespace of the calling thread.
 func Open() (*Handle, error) { return OpenAt(-1) }
 
 // OpenAt opens a handle on the namespace that fd refers to.
 func OpenAt(fd int) (*Handle, error) {
-	c, err := dial(fd)
+	c, err := nlsock.Dial(fd)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +88,7 @@ func OpenAt(fd int) (*Handle, error) {
 }
 
 // Close releases the socket.
-func (h *Handle) Close() { h.close() }
+func (h *Handle) Close() { h.conn.Close() }
 
 // ByName finds a link by name or alternative name; the error wraps
 // ErrNotFound when there is none.
@@ -110,7 +112,7 @@ func (h *Handle) ByIndex(index int) (Link, error) {
 func (h *Handle) find(what string, req *nl.NetlinkRequest, key ...nl.NetlinkRequestData) (Link, error) {
 	req.Data = append(req.Data, key...)
 	req.AddData(withoutStats())
-	payload, err := h.get(req)
+	payload, err := h.conn.Get(req)
 	switch {
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ERANGE): // ERANGE: no name is that long
 		return Link{}, fmt.Errorf("%s: %w", what, ErrNotFound)
@@ -127,7 +129,7 @@ func (h *Handle) find(what string, req *nl.NetlinkRequest, key ...nl.NetlinkRequ
 func (h *Handle) List() ([]Link, error) {
 	req := newLinkRequest(unix.RTM_GETLINK, 0)
 	req.AddData(withoutStats())
-	payloads, err := h.dump(req)
+	payloads, err := h.conn.Dump(req)
 	out := make([]Link, len(payloads))
 	for i := 0; i < len(payloads) && err == nil; i++ {
 		out[i], err = parseLink(payloads[i])
@@ -148,7 +150,7 @@ func (h *Handle) Up(index int, alias string, mac net.HardwareAddr) error {
 	if mac != nil {
 		req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
 	}
-	err := h.execute(req)
+	err := h.conn.Execute(req)
 	if errors.Is(err, unix.EADDRINUSE) {
 		err = ErrMACInUse
 	}
@@ -160,7 +162,7 @@ func (h *Handle) Up(index int, alias string, mac net.HardwareAddr) error {
 
 // Delete removes a link; that it is gone already is success.
 func (h *Handle) Delete(index int) error {
-	if err := h.execute(newLinkRequest(unix.RTM_DELLINK, index)); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := h.conn.Execute(newLinkRequest(unix.RTM_DELLINK, index)); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete link %d: %w", index, err)
 	}
 	return nil
@@ -195,14 +197,14 @@ func setFlags(index int, flags uint32) *nl.NetlinkRequest {
 // parseLink reads what RTM_NEWLINK says (linux/if_link.h).
 func parseLink(payload []byte) (l Link, err error) {
 	if len(payload) < unix.SizeofIfInfomsg {
-		return l, errCutOff
+		return l, nlsock.ErrCutOff
 	}
 	msg := nl.DeserializeIfInfomsg(payload)
 	l.Index, l.Up, l.noARP = int(msg.Index), msg.Flags&unix.IFF_UP != 0, msg.Flags&unix.IFF_NOARP != 0
 	l.ethernet = msg.Type == unix.ARPHRD_ETHER && msg.Flags&unix.IFF_LOOPBACK == 0
-	attrs, err := attributes(payload[unix.SizeofIfInfomsg:])
+	attrs, err := nlsock.Attributes(payload[unix.SizeofIfInfomsg:])
 	for _, a := range attrs {
-		switch v := a.value; a.kind {
+		switch v := a.Value; a.Kind {
 		case unix.IFLA_IFNAME:
 			l.Name = unix.ByteSliceToString(v)
 		case unix.IFLA_ADDRESS:
@@ -228,13 +230,13 @@ func parseLink(payload []byte) (l Link, err error) {
 
 func (l *Link) parseInfo(info []byte) error {
 	var data []byte
-	attrs, err := attributes(info)
+	attrs, err := nlsock.Attributes(info)
 	for _, a := range attrs {
-		switch a.kind {
+		switch a.Kind {
 		case unix.IFLA_INFO_KIND:
-			l.Kind = unix.ByteSliceToString(a.value)
+			l.Kind = unix.ByteSliceToString(a.Value)
 		case unix.IFLA_INFO_DATA:
-			data = a.value
+			data = a.Value
 		}
 	}
 	switch {

@@ -125,7 +125,7 @@ func TestList(t *testing.T) {
 	// They came in several messages: one has 32 KiB at most.
 	req := newLinkRequest(unix.RTM_GETLINK, 0)
 	req.AddData(withoutStats())
-	payloads, err := s.h.dump(req)
+	payloads, err := s.h.conn.Dump(req)
 	must(t, err)
 	octets := 0
 	for _, p := range payloads {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
 // Modes of macvlan, as configurations spell them.
@@ -149,7 +151,7 @@ func (h *Handle) create(kind string, t Target, data *nl.RtAttr, more ...nl.Netli
 		}
 		req.AddData(linkInfo(kind, data))
 		req.Data = append(req.Data, more...)
-		err := h.execute(req)
+		err := h.conn.Execute(req)
 		switch {
 		case errors.Is(err, unix.EEXIST) && try < tries && !h.nameTaken(t):
 			continue // the index was taken, in either namespace
@@ -199,7 +201,7 @@ func (h *Handle) changeSources(index int, how uint32, mac net.HardwareAddr) erro
 	data.AddRtAttr(nl.IFLA_MACVLAN_MACADDR, mac)
 	req := newLinkRequest(unix.RTM_NEWLINK, index)
 	req.AddData(linkInfo("macvlan", data))
-	return h.execute(req)
+	return h.conn.Execute(req)
 }
 
 func linkInfo(kind string, data *nl.RtAttr) *nl.RtAttr {
@@ -211,16 +213,16 @@ func linkInfo(kind string, data *nl.RtAttr) *nl.RtAttr {
 
 // parseMacvlan reads IFLA_INFO_DATA of a macvlan.
 func (l *Link) parseMacvlan(data []byte) error {
-	attrs, err := attributes(data)
+	attrs, err := nlsock.Attributes(data)
 	for _, a := range attrs {
-		switch a.kind {
+		switch a.Kind {
 		case nl.IFLA_MACVLAN_MODE:
-			l.Mode = nameOf(modeBits, uint32(number(a.value)))
+			l.Mode = nameOf(modeBits, uint32(number(a.Value)))
 		case nl.IFLA_MACVLAN_MACADDR_DATA:
-			macs, merr := attributes(a.value)
+			macs, merr := nlsock.Attributes(a.Value)
 			err = errors.Join(err, merr)
 			for _, m := range macs {
-				l.SourceMACs = append(l.SourceMACs, net.HardwareAddr(m.value))
+				l.SourceMACs = append(l.SourceMACs, net.HardwareAddr(m.Value))
 			}
 		}
 	}

@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
 // MainTable is the table of routes that name none (RT_TABLE_MAIN).
@@ -89,12 +91,12 @@ func (h *Handle) setRoute(index int, r Route, flags uint16) error {
 		}
 		req.AddData(metrics)
 	}
-	return h.execute(req)
+	return h.conn.Execute(req)
 }
 
 // DeleteRoute removes the route to dst out of a link; none is success.
 func (h *Handle) DeleteRoute(index int, dst netip.Prefix) error {
-	err := h.execute(routeRequest(unix.RTM_DELROUTE, index, dst, nl.NewRtDelMsg()))
+	err := h.conn.Execute(routeRequest(unix.RTM_DELROUTE, index, dst, nl.NewRtDelMsg()))
 	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete route %s: %w", dst, err)
 	}
@@ -127,7 +129,7 @@ func (h *Handle) Routes(index int) ([]Route, error) {
 func (h *Handle) routes(family uint8, index int) (out []Route, err error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
 	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
-	payloads, err := h.dump(req)
+	payloads, err := h.conn.Dump(req)
 	for i := 0; i < len(payloads) && err == nil; i++ {
 		var found []Route
 		found, err = parseRoute(payloads[i], family)
@@ -149,10 +151,10 @@ func (h *Handle) routes(family uint8, index int) (out []Route, err error) {
 // hangs on lo).
 func parseRoute(payload []byte, family uint8) ([]Route, error) {
 	if len(payload) < unix.SizeofRtMsg {
-		return nil, errCutOff
+		return nil, nlsock.ErrCutOff
 	}
 	msg := nl.DeserializeRtMsg(payload)
-	attrs, err := attributes(payload[unix.SizeofRtMsg:])
+	attrs, err := nlsock.Attributes(payload[unix.SizeofRtMsg:])
 	if err != nil {
 		return nil, err
 	}
@@ -163,22 +165,22 @@ func parseRoute(payload []byte, family uint8) ([]Route, error) {
 	r := Route{Dst: netip.PrefixFrom(base, int(msg.Dst_len)), Table: int(msg.Table), Scope: int(msg.Scope)}
 	var hops []byte
 	for _, a := range attrs {
-		switch a.kind {
+		switch a.Kind {
 		case unix.RTA_DST:
-			dst, _ := netip.AddrFromSlice(a.value)
+			dst, _ := netip.AddrFromSlice(a.Value)
 			r.Dst = netip.PrefixFrom(dst, int(msg.Dst_len))
 		case unix.RTA_GATEWAY:
-			r.GW, _ = netip.AddrFromSlice(a.value)
+			r.GW, _ = netip.AddrFromSlice(a.Value)
 		case unix.RTA_PREFSRC:
-			r.Src, _ = netip.AddrFromSlice(a.value)
+			r.Src, _ = netip.AddrFromSlice(a.Value)
 		case unix.RTA_OIF:
-			r.link = number(a.value)
+			r.link = number(a.Value)
 		case unix.RTA_PRIORITY:
-			r.Priority = number(a.value)
+			r.Priority = number(a.Value)
 		case unix.RTA_TABLE:
-			r.Table = number(a.value)
+			r.Table = number(a.Value)
 		case unix.RTA_MULTIPATH:
-			hops = a.value
+			hops = a.Value
 		}
 	}
 	switch {
@@ -196,21 +198,21 @@ func (r Route) split(hops []byte) (out []Route, err error) {
 		hop := nl.DeserializeRtNexthop(hops)
 		size := int(hop.RtNexthop.Len)
 		if size < unix.SizeofRtNexthop || size > len(hops) {
-			return nil, errCutOff
+			return nil, nlsock.ErrCutOff
 		}
-		attrs, err := attributes(hops[unix.SizeofRtNexthop:size])
+		attrs, err := nlsock.Attributes(hops[unix.SizeofRtNexthop:size])
 		if err != nil {
 			return nil, err
 		}
 		one := r
 		one.link = int(hop.Ifindex)
 		for _, a := range attrs {
-			if a.kind == unix.RTA_GATEWAY {
-				one.GW, _ = netip.AddrFromSlice(a.value)
+			if a.Kind == unix.RTA_GATEWAY {
+				one.GW, _ = netip.AddrFromSlice(a.Value)
 			}
 		}
 		out = append(out, one)
-		hops = hops[min(len(hops), nlAlign(size)):]
+		hops = hops[min(len(hops), nlsock.Align(size)):]
 	}
 	return out, nil
 }

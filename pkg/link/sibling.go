@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
 // The kernel keeps a parent and its children, macvlan or ipvlan, apart. The
@@ -66,14 +68,14 @@ func (h *Handle) dress(l Link) error {
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{nl.IN6_ADDR_GEN_MODE_NONE})
 	req.AddData(spec)
-	if err := h.execute(req); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+	if err := h.conn.Execute(req); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 		return fmt.Errorf("switch link-local addresses off on link %d: %w", l.Index, err)
 	}
 	// Before it is up, so that it never answers. An ipvlan in mode l2 forgets it
 	// when it goes up; what it answers meanwhile does no harm, since its MAC is
 	// the parent's.
 	arpOff := func() error {
-		if err := h.execute(setFlags(l.Index, unix.IFF_NOARP)); err != nil {
+		if err := h.conn.Execute(setFlags(l.Index, unix.IFF_NOARP)); err != nil {
 			return fmt.Errorf("switch ARP off on link %d: %w", l.Index, err)
 		}
 		return nil
@@ -152,7 +154,7 @@ func (h *Handle) rpFilter(index int) (int, error) {
 	msg.Family = unix.AF_INET
 	req.AddData(msg)
 	req.AddData(nl.NewRtAttr(netconfaIfindex, nl.Uint32Attr(uint32(index))))
-	payload, err := h.get(req)
+	payload, err := h.conn.Get(req)
 	if err != nil {
 		return 0, err
 	}
@@ -162,12 +164,12 @@ func (h *Handle) rpFilter(index int) (int, error) {
 // parseRPFilter reads what RTM_NEWNETCONF says.
 func parseRPFilter(payload []byte) (value int, err error) {
 	if len(payload) < unix.NLMSG_ALIGNTO {
-		return 0, errCutOff
+		return 0, nlsock.ErrCutOff
 	}
-	attrs, err := attributes(payload[unix.NLMSG_ALIGNTO:])
+	attrs, err := nlsock.Attributes(payload[unix.NLMSG_ALIGNTO:])
 	for _, a := range attrs {
-		if a.kind == netconfaRPFilter {
-			value = number(a.value)
+		if a.Kind == netconfaRPFilter {
+			value = number(a.Value)
 		}
 	}
 	return value, err

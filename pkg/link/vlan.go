@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
 // SharedAlias is the alias of what this suite made on the host for several
@@ -120,7 +122,7 @@ func (h *Handle) finishVLAN(index int, alt string) (l Link, err error) {
 	req := setFlags(index, unix.IFF_UP)
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(SharedAlias)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(0)))
-	if err := h.execute(req); err != nil {
+	if err := h.conn.Execute(req); err != nil {
 		return Link{}, fmt.Errorf("bring link %d up: %w", index, err)
 	}
 	return h.ByIndex(index)
@@ -149,7 +151,7 @@ func (h *Handle) addAltName(index int, name string) error {
 	list := nl.NewRtAttr(unix.IFLA_PROP_LIST|unix.NLA_F_NESTED, nil)
 	list.AddRtAttr(unix.IFLA_ALT_IFNAME, nl.ZeroTerminated(name))
 	req.AddData(list)
-	if err := h.execute(req); err != nil {
+	if err := h.conn.Execute(req); err != nil {
 		return fmt.Errorf("name link %d %q: %w", index, name, err)
 	}
 	return nil
@@ -157,10 +159,10 @@ func (h *Handle) addAltName(index int, name string) error {
 
 // parseVLAN reads IFLA_INFO_DATA of a sub-interface.
 func (l *Link) parseVLAN(data []byte) error {
-	attrs, err := attributes(data)
+	attrs, err := nlsock.Attributes(data)
 	for _, a := range attrs {
-		if a.kind == nl.IFLA_VLAN_ID {
-			l.VLAN = number(a.value)
+		if a.Kind == nl.IFLA_VLAN_ID {
+			l.VLAN = number(a.Value)
 		}
 	}
 	return err

@@ -1,4 +1,4 @@
-package link
+package nlsock
 
 import (
 	"bytes"
@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containernetworking/plugins/pkg/ns"
-	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -57,7 +55,7 @@ func older(r reply) reply {
 }
 
 // played is a conn to a kernel that plays the script, one turn a request.
-func played(t *testing.T, script ...turn) (c *conn, requests func() int) {
+func played(t *testing.T, script ...turn) (c *Conn, requests func() int) {
 	t.Helper()
 	c, kernel := pair(t)
 	over := make(chan error, 1)
@@ -74,7 +72,7 @@ func played(t *testing.T, script ...turn) (c *conn, requests func() int) {
 			for _, datagram := range answers {
 				var b []byte
 				for _, r := range datagram {
-					b = append(b, make([]byte, nlAlign(len(b))-len(b))...)
+					b = append(b, make([]byte, Align(len(b))-len(b))...)
 					b = append(b, message(r.kind, r.flags, header(buf).Seq+uint32(r.seq), r.body)...)
 				}
 				if _, err := unix.Write(kernel, b); err != nil {
@@ -94,13 +92,13 @@ func played(t *testing.T, script ...turn) (c *conn, requests func() int) {
 
 // pair is a conn to nobody yet. The sockets keep messages apart and ignore the
 // address of the other end, as a netlink socket's end does.
-func pair(t *testing.T) (c *conn, kernel int) {
+func pair(t *testing.T) (c *Conn, kernel int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	must(t, err)
-	c = &conn{fd: fds[0], buf: make([]byte, 256)}
+	c = &Conn{fd: fds[0], buf: make([]byte, 256)}
 	t.Cleanup(func() {
-		c.close()
+		c.Close()
 		must(t, unix.Close(fds[1]))
 	})
 	return c, fds[1]
@@ -108,15 +106,15 @@ func pair(t *testing.T) (c *conn, kernel int) {
 
 func TestExchange(t *testing.T) {
 	t.Parallel()
-	get := func(c *conn) (string, error) {
-		b, err := c.get(newLinkRequest(unix.RTM_GETLINK, 1))
+	get := func(c *Conn) (string, error) {
+		b, err := c.Get(linkRequest(unix.RTM_GETLINK, 1))
 		return string(b), err
 	}
-	dump := func(c *conn) (string, error) {
-		list, err := c.dump(newLinkRequest(unix.RTM_GETLINK, 0))
+	dump := func(c *Conn) (string, error) {
+		list, err := c.Dump(linkRequest(unix.RTM_GETLINK, 0))
 		return string(bytes.Join(list, []byte(" "))), err
 	}
-	execute := func(c *conn) (string, error) { return "", c.execute(newLinkRequest(unix.RTM_DELLINK, 1)) }
+	execute := func(c *Conn) (string, error) { return "", c.Execute(linkRequest(unix.RTM_DELLINK, 1)) }
 	refused := reply{kind: unix.NLMSG_ERROR, body: append(errno(unix.ENODEV), make([]byte, unix.NLMSG_HDRLEN)...)}
 	broken := reply{kind: unix.NLMSG_DONE, flags: unix.NLM_F_MULTI, body: errno(unix.ENODEV)}
 	always := make([]turn, 20)
@@ -125,7 +123,7 @@ func TestExchange(t *testing.T) {
 	}
 	tests := []struct {
 		name     string
-		call     func(*conn) (string, error)
+		call     func(*Conn) (string, error)
 		script   []turn
 		want     string
 		err      string
@@ -157,7 +155,7 @@ func TestExchange(t *testing.T) {
 			name: "interrupted for ever", call: dump, script: always, want: "one", requests: 16,
 			err: "the kernel's list kept changing while it was read",
 		},
-		{name: "errno is cut off", call: execute, script: []turn{{{{kind: unix.NLMSG_ERROR, body: []byte{0, 0}}}}}, err: errCutOff.Error()},
+		{name: "errno is cut off", call: execute, script: []turn{{{{kind: unix.NLMSG_ERROR, body: []byte{0, 0}}}}}, err: ErrCutOff.Error()},
 		{name: "end without errno", call: dump, script: []turn{{{item("one"), {kind: unix.NLMSG_DONE}}}}, want: "one"},
 		{
 			name: "too long", call: get, script: []turn{{{item(strings.Repeat("x", 256))}}},
@@ -205,9 +203,9 @@ func TestExchangeOddDatagrams(t *testing.T) {
 				_, err := unix.Write(kernel, tt.datagram)
 				must(t, err)
 			}
-			req := newLinkRequest(unix.RTM_GETLINK, 1)
+			req := linkRequest(unix.RTM_GETLINK, 1)
 			req.Seq = 1
-			wantError(t, c.execute(req), errCutOff.Error())
+			wantError(t, c.Execute(req), ErrCutOff.Error())
 		})
 	}
 }
@@ -222,7 +220,7 @@ func TestExchangeGoesOnAfterSignal(t *testing.T) {
 	c, kernel := pair(t)
 	must(t, unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 3600}))
 
-	req := newLinkRequest(unix.RTM_DELLINK, 1)
+	req := linkRequest(unix.RTM_DELLINK, 1)
 	thread, ended := make(chan int, 1), make(chan error, 2)
 	go func() {
 		runtime.LockOSThread()
@@ -230,7 +228,7 @@ func TestExchangeGoesOnAfterSignal(t *testing.T) {
 		thread <- unix.Gettid()
 		_, _, err := unix.Recvfrom(c.fd, c.buf, 0)
 		ended <- err
-		ended <- c.execute(req)
+		ended <- c.Execute(req)
 	}()
 	tid := <-thread
 	interrupt := func() {
@@ -259,49 +257,16 @@ func TestExchangeGoesOnAfterSignal(t *testing.T) {
 // The same with the real kernel: a request whose answer nobody has read.
 func TestStaleAnswer(t *testing.T) {
 	t.Parallel()
-	s := newHost(t)
-	for _, req := range []*nl.NetlinkRequest{newLinkRequest(unix.RTM_GETLINK, 1), newLinkRequest(unix.RTM_GETLINK, 1<<20)} {
+	c, err := Dial(-1)
+	must(t, err)
+	defer c.Close()
+	for _, req := range []*nl.NetlinkRequest{linkRequest(unix.RTM_GETLINK, 1), linkRequest(unix.RTM_GETLINK, 1<<20)} {
 		req.Flags |= unix.NLM_F_ACK
-		must(t, unix.Sendto(s.h.fd, req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+		must(t, unix.Sendto(c.fd, req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
 	}
-	l, err := s.h.ByName("eth1")
+	name, err := NewNames(c).Name(1)
 	must(t, err)
-	if l.Name != "eth1" {
-		t.Errorf("asked for eth1, got %q", l.Name)
+	if name != "lo" {
+		t.Errorf("asked for lo, got %q", name)
 	}
-}
-
-func TestOpen(t *testing.T) {
-	t.Parallel()
-	here, there := newSpace(t), newSpace(t)
-	here.ip(t, "link add here type veth peer name h2")
-	there.ip(t, "link add there type veth peer name t2")
-	var got [3]string
-	must(t, there.ns.Do(func(ns.NetNS) error {
-		// OpenAt looks elsewhere and does not move the thread there.
-		for i, open := range []func() (*Handle, error){Open, func() (*Handle, error) { return OpenAt(here.fd()) }, Open} {
-			h, err := open()
-			if err != nil {
-				return err
-			}
-			defer h.Close()
-			list, err := h.List()
-			if err != nil {
-				return err
-			}
-			for _, l := range list {
-				got[i] += l.Name + " "
-			}
-		}
-		return nil
-	}))
-	if diff := cmp.Diff([3]string{"lo t2 there ", "lo h2 here ", "lo t2 there "}, got); diff != "" {
-		t.Errorf("links that are seen (-want +got):\n%s", diff)
-	}
-
-	null, err := os.Open(os.DevNull)
-	must(t, err)
-	defer null.Close()
-	_, err = OpenAt(int(null.Fd()))
-	wantError(t, err, "enter netns: invalid argument")
 }
