@@ -6,14 +6,19 @@ import "golang.org/x/sys/unix"
 // frame (linux/filter.h).
 const (
 	bpfPacketType = 0xfffff000 + 4
-	bpfVLANTag    = 0xfffff000 + 44 // 0 without a tag; the frame itself never has one
+	bpfVLANTag    = 0xfffff000 + 44 // the frame itself never has one
+	// Before 6.2, where a sub-interface has taken the tag off, the kernel still
+	// tells it, and only this says that it is no more.
+	bpfVLANPresent = 0xfffff000 + 48
 )
 
 // filter passes incoming ARP and ND frames of this VLAN. Without the look at
 // the tag, a parent would hear all the VLANs on it as if they were its own.
 var filter = []unix.SockFilter{
 	load(unix.BPF_W, bpfPacketType),
-	jump(unix.BPF_JEQ, unix.PACKET_OUTGOING, 10, 0),
+	jump(unix.BPF_JEQ, unix.PACKET_OUTGOING, 12, 0),
+	load(unix.BPF_W, bpfVLANPresent),
+	jump(unix.BPF_JEQ, 0, 2, 0),
 	load(unix.BPF_W, bpfVLANTag),
 	jump(unix.BPF_JSET, 0x0fff, 8, 0), // VLAN 0 is only a priority
 	load(unix.BPF_H, 12),
