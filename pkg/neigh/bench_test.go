@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +16,7 @@ import (
 
 	"github.com/underlay-cni/underlay/pkg/neigh"
 	"github.com/underlay-cni/underlay/pkg/netns"
+	"github.com/underlay-cni/underlay/pkg/netns/netnstest"
 	"github.com/underlay-cni/underlay/pkg/reconcile"
 	"github.com/underlay-cni/underlay/pkg/route"
 )
@@ -57,25 +56,12 @@ func newPeers(n int) (p peers) {
 
 // vtep is a namespace with a VXLAN device.
 func vtep(b *testing.B) *netns.NS {
-	here, err := netns.Open("/proc/thread-self/ns/net")
-	must(b, err)
-	defer here.Close()
-	var n *netns.NS
-	must(b, here.Do(func() error {
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n, err = netns.Open("/proc/thread-self/ns/net")
-		}
-		return err
-	}))
-	b.Cleanup(func() { must(b, n.Close()) })
-	cmd := exec.Command("ip", "-batch", "-")
-	cmd.Stdin = strings.NewReader(`link set lo up
+	n := netnstest.New(b)
+	netnstest.Batch(b, n, "ip", `link set lo up
 addr add 172.16.0.1/32 dev lo
 link add vx1 type vxlan id 1 dstport 8472 local 172.16.0.1 nolearning
 link set vx1 up
 addr add 10.64.0.0/32 dev vx1`)
-	must(b, n.Do(cmd.Run))
 	return n
 }
 

@@ -3,14 +3,12 @@ package neigh
 import (
 	"context"
 	"net/netip"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/underlay-cni/underlay/pkg/netns"
+	"github.com/underlay-cni/underlay/pkg/netns/netnstest"
 )
 
 func must(t testing.TB, err error) {
@@ -31,18 +29,7 @@ const (
 
 func newHost(t testing.TB) host {
 	t.Helper()
-	here, err := netns.Open("/proc/thread-self/ns/net")
-	must(t, err)
-	defer here.Close()
-	var n *netns.NS
-	must(t, here.Do(func() error { // on a thread that ends with it
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n, err = netns.Open("/proc/thread-self/ns/net")
-		}
-		return err
-	}))
-	t.Cleanup(func() { must(t, n.Close()) })
+	n := netnstest.New(t)
 	h := host{n}
 	h.ip(t, `link set lo up
 addr add 192.0.2.1/32 dev lo
@@ -71,24 +58,13 @@ func newFake() *Fake {
 // ip runs commands of ip, one a line.
 func (h host) ip(t testing.TB, commands string) {
 	t.Helper()
-	h.batch(t, "ip", commands)
+	netnstest.Batch(t, h.ns, "ip", commands)
 }
 
 // bridge runs commands of bridge, one a line.
 func (h host) bridge(t testing.TB, commands string) {
 	t.Helper()
-	h.batch(t, "bridge", commands)
-}
-
-func (h host) batch(t testing.TB, program, commands string) {
-	t.Helper()
-	cmd := exec.Command(program, "-batch", "-")
-	cmd.Stdin = strings.NewReader(commands)
-	var said strings.Builder
-	cmd.Stderr = &said
-	if err := h.ns.Do(cmd.Run); err != nil {
-		t.Fatalf("%s %s: %v, %s", program, commands, err, said.String())
-	}
+	netnstest.Batch(t, h.ns, "bridge", commands)
 }
 
 // shows is what ip and bridge show of permanent entries of our devices.
@@ -97,11 +73,7 @@ func (h host) shows(t testing.TB) string {
 	var lines []string
 	for _, command := range []string{"ip -4 neigh show nud permanent", "ip -6 neigh show nud permanent", "bridge fdb show"} {
 		words := strings.Fields(command)
-		cmd := exec.Command(words[0], words[1:]...)
-		var out strings.Builder
-		cmd.Stdout = &out
-		must(t, h.ns.Do(cmd.Run))
-		for line := range strings.Lines(out.String()) {
+		for line := range strings.Lines(netnstest.Run(t, h.ns, words[0], words[1:]...)) {
 			if own := strings.HasSuffix(line, "master br2 permanent\n"); !own && !strings.HasPrefix(line, "33:33:") && !strings.HasPrefix(line, "01:00:") {
 				lines = append(lines, strings.TrimSuffix(strings.Join(strings.Fields(line), " "), " PERMANENT")+"\n")
 			}

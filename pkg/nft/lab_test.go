@@ -3,14 +3,12 @@ package nft
 import (
 	"context"
 	"net/netip"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/underlay-cni/underlay/pkg/netns"
+	"github.com/underlay-cni/underlay/pkg/netns/netnstest"
 )
 
 func must(t testing.TB, err error) {
@@ -25,31 +23,14 @@ type space struct{ ns *netns.NS }
 
 func newSpace(t testing.TB) space {
 	t.Helper()
-	here, err := netns.Open("/proc/thread-self/ns/net")
-	must(t, err)
-	defer here.Close()
-	var n *netns.NS
-	must(t, here.Do(func() error { // on a thread that ends with it
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n, err = netns.Open("/proc/thread-self/ns/net")
-		}
-		return err
-	}))
-	t.Cleanup(func() { must(t, n.Close()) })
+	n := netnstest.New(t)
 	return space{n}
 }
 
 // sh runs a script in the namespace and returns what it prints.
 func (h space) sh(t testing.TB, script string) string {
 	t.Helper()
-	cmd := exec.Command("sh", "-ec", script)
-	var out, said strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &said
-	if err := h.ns.Do(cmd.Run); err != nil {
-		t.Fatalf("%s: %v, %s", script, err, said.String())
-	}
-	return out.String()
+	return netnstest.Run(t, h.ns, "sh", "-ec", script)
 }
 
 func (h space) shows(t testing.TB) string {

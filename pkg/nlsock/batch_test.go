@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/netns/netnstest"
 )
 
 // address is a request for one more address of lo, or for one that the kernel
@@ -46,7 +48,7 @@ func TestBatch(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			c, err := Dial(newNS(t).Fd())
+			c, err := Dial(netnstest.New(t).Fd())
 			must(t, err)
 			defer c.Close()
 			var reqs []*nl.NetlinkRequest

@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/netns/netnstest"
 )
 
 // heard reads until an interface of that name is told of, and returns what came
@@ -34,7 +36,7 @@ func heard(t *testing.T, w *Watcher, until string) (before []string) {
 
 func TestWatch(t *testing.T) {
 	t.Parallel()
-	n := newNS(t)
+	n := netnstest.New(t)
 	c, err := Dial(n.Fd())
 	must(t, err)
 	defer c.Close()
@@ -79,7 +81,7 @@ func TestWatch(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	t.Parallel()
-	n := newNS(t)
+	n := netnstest.New(t)
 	c, err := Dial(n.Fd())
 	must(t, err)
 	defer c.Close()

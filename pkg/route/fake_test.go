@@ -177,14 +177,14 @@ func (m *machine) steps() map[string]func(*rapid.T) {
 			if ours {
 				protocol = Protocol
 			}
-			_, err := m.host.run(fmt.Sprintf("route add %s proto %d", r, protocol))
+			err := m.host.try(fmt.Sprintf("route add %s proto %d", r, protocol))
 			if ferr := m.fake.Put(r, ours); (err == nil) != (ferr == nil) {
 				t.Fatalf("route add %s: the kernel says %v, the fake %v", r, err, ferr)
 			}
 		},
 		"a route goes": func(t *rapid.T) {
 			r := route.Draw(t, "route")
-			_, err := m.host.run(fmt.Sprintf("route del %s proto %d", r, foreignProtocol))
+			err := m.host.try(fmt.Sprintf("route del %s proto %d", r, foreignProtocol))
 			if err == nil {
 				// The kernel takes what fits; the fake needs it exactly.
 				r = m.gone(t, r)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/underlay-cni/underlay/pkg/netns"
+	"github.com/underlay-cni/underlay/pkg/netns/netnstest"
 	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
@@ -27,18 +28,7 @@ type host struct{ ns *netns.NS }
 
 func newHost(t testing.TB) host {
 	t.Helper()
-	here, err := netns.Open("/proc/thread-self/ns/net")
-	must(t, err)
-	defer here.Close()
-	var n *netns.NS
-	must(t, here.Do(func() error { // on a thread that ends with it
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n, err = netns.Open("/proc/thread-self/ns/net")
-		}
-		return err
-	}))
-	t.Cleanup(func() { must(t, n.Close()) })
+	n := netnstest.New(t)
 	h := host{n}
 	h.ip(t, `link set lo up
 link add eth1 type veth peer name wire1
@@ -63,22 +53,12 @@ addr add 2001:db8:2::1/64 dev eth2 nodad`)
 // ip runs commands of ip, one a line.
 func (h host) ip(t testing.TB, commands string) string {
 	t.Helper()
-	out, err := h.run(commands)
-	if err != nil {
-		t.Fatalf("ip %s: %v", commands, err)
-	}
-	return out
+	return netnstest.Batch(t, h.ns, "ip", commands)
 }
 
-func (h host) run(commands string) (string, error) {
-	cmd := exec.Command("ip", "-batch", "-")
-	cmd.Stdin = strings.NewReader(commands)
-	var out, said strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &said
-	if err := h.ns.Do(cmd.Run); err != nil {
-		return "", fmt.Errorf("%w: %s", err, said.String())
-	}
-	return out.String(), nil
+// try runs one command of ip, which may be refused.
+func (h host) try(command string) error {
+	return h.ns.Do(exec.Command("ip", strings.Fields(command)...).Run)
 }
 
 // routes is what ip shows of a protocol, with one space between any words.
@@ -96,11 +76,7 @@ func (h host) routes(t testing.TB, protocol string) string {
 
 func (h host) show(t testing.TB, command string) string {
 	t.Helper()
-	cmd := exec.Command("ip", strings.Fields(command)...)
-	var out strings.Builder
-	cmd.Stdout = &out
-	must(t, h.ns.Do(cmd.Run))
-	return out.String()
+	return netnstest.Run(t, h.ns, "ip", strings.Fields(command)...)
 }
 
 func (h host) reconciler(t testing.TB, cfg Config) *Reconciler {
