@@ -42,7 +42,7 @@ func answer(l *ledger.Ledger, q *wire.Request, wanted func() error, a *wire.Resp
 	case wire.OpStale:
 		a.Attachments, err = stale(l, *q.Stale)
 	case wire.OpUsers:
-		a.Attachments, a.Others, err = l.Users(*q.Uses)
+		a.Attachments, a.Others, err = l.Users(*q.Uses, q.Most)
 	case wire.OpStatus:
 		return status(l, *q.Status)
 	}

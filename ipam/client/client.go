@@ -197,10 +197,10 @@ func (c *Client) Stale(ctx context.Context, network, runtime string, before time
 }
 
 // Users lists the attachments that share a VLAN sub-interface and those that
-// share a host-side sibling with u.
-func (c *Client) Users(ctx context.Context, u ipam.Uses) (vlan, hostAccess []ipam.AttachmentRecord, err error) {
-	r, err := c.view(ctx, &wire.Request{Op: wire.OpUsers, Uses: &u}, func(l *ledger.Ledger) (err error) {
-		vlan, hostAccess, err = l.Users(u)
+// share a host-side sibling with u: so many of each at most, or all for 0.
+func (c *Client) Users(ctx context.Context, u ipam.Uses, most int) (vlan, hostAccess []ipam.AttachmentRecord, err error) {
+	r, err := c.view(ctx, &wire.Request{Op: wire.OpUsers, Uses: &u, Most: most}, func(l *ledger.Ledger) (err error) {
+		vlan, hostAccess, err = l.Users(u, most)
 		return err
 	})
 	if r != nil {

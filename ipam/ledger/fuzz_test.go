@@ -85,7 +85,7 @@ func FuzzOpen(f *testing.F) {
 		_ = l.Records(func(ipam.Record) error { return nil })
 		_ = l.Attachments(func(ipam.AttachmentRecord) error { return nil })
 		_, _ = l.Pools()
-		_, _, _ = l.Users(ipam.Uses{Parent: "eth1", VLAN: 5})
+		_, _, _ = l.Users(ipam.Uses{Parent: "eth1", VLAN: 5}, 0)
 		_, _ = l.Allocate(request(p, "new"), nil)
 		_, _ = l.Release(ipam.ReleaseRequest{Attachment: att("user")})
 		_, _ = l.Check()

@@ -157,7 +157,7 @@ func TestReboot(t *testing.T) {
 	o.BootID = "boot-2"
 	l = open(t, o)
 	wantStates(t, l, "10.0.0.2 cooling a")
-	if vlan, _, err := l.Users(uses.Uses); err != nil || len(vlan) > 0 {
+	if vlan, _, err := l.Users(uses.Uses, 0); err != nil || len(vlan) > 0 {
 		t.Errorf("users after the reboot: %v, %v", vlan, err)
 	}
 	// The container that comes back finds its address.

@@ -189,7 +189,7 @@ func (m *model) agree(l *Ledger) {
 		m.t.Fatalf("attachments (-model +ledger):\n%s", diff)
 	}
 	for u := range map[ipam.Uses]bool{{Parent: "eth1", VLAN: 5}: true, {Parent: "eth1"}: true} {
-		vlan, host, err := l.Users(u)
+		vlan, host, err := l.Users(u, 0)
 		if err != nil {
 			m.t.Fatal(err)
 		}

@@ -60,10 +60,16 @@ func (t *tx) allRecords(fn func(ipam.Record) error) error {
 }
 
 // Users returns the attachments that use the VLAN sub-interface of u, and
-// those that use the host-side sibling on its parent and VLAN.
-func (l *Ledger) Users(u ipam.Uses) (vlan, hostAccess []ipam.AttachmentRecord, err error) {
+// those that use the host-side sibling on its parent and VLAN: so many of each
+// at most, or all for 0.
+func (l *Ledger) Users(u ipam.Uses, most int) (vlan, hostAccess []ipam.AttachmentRecord, err error) {
 	err = l.view(func(t *tx) error {
 		return t.users(u, func(key []byte, usesVLAN, usesHostAccess bool) error {
+			usesVLAN = usesVLAN && (most == 0 || len(vlan) < most)
+			usesHostAccess = usesHostAccess && (most == 0 || len(hostAccess) < most)
+			if !usesVLAN && !usesHostAccess {
+				return nil
+			}
 			att, err := decodeAttachment(key, t.get(bucketAttachment, key))
 			if usesVLAN {
 				vlan = append(vlan, att)

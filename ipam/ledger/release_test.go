@@ -24,7 +24,7 @@ func TestUses(t *testing.T) {
 	s.add("e", uses(ipam.Uses{Parent: "eth1"}), noAddress) // shares nothing
 	users := func(u ipam.Uses) string {
 		t.Helper()
-		vlan, host, err := s.l.Users(u)
+		vlan, host, err := s.l.Users(u, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,6 +43,9 @@ func TestUses(t *testing.T) {
 		if got := users(u); got != want {
 			t.Errorf("users of %+v: %s, want %s", u, got, want)
 		}
+	}
+	if vlan, host, err := s.l.Users(five, 1); err != nil || len(vlan) != 1 || len(host) != 1 {
+		t.Errorf("one of each: %v, %v, %v", vlan, host, err)
 	}
 	if _, _, found, err := s.l.Attachment(att("e")); found || err != nil {
 		t.Error("an attachment that shares nothing has a record", err)

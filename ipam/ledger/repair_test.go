@@ -65,7 +65,7 @@ func TestRebuild(t *testing.T) {
 	if err != nil || info.ID == old.ID || info.Attachments != 3 || info.Held != 2 || info.Reserved != 3 || info.Refused != "" {
 		t.Errorf("%+v, %v", info, err)
 	}
-	if vlan, host, err := l.Users(ipam.Uses{Parent: "eth1", VLAN: 5}); err != nil || len(vlan) != 1 || len(host) != 0 {
+	if vlan, host, err := l.Users(ipam.Uses{Parent: "eth1", VLAN: 5}, 0); err != nil || len(vlan) != 1 || len(host) != 0 {
 		t.Error(vlan, host, err)
 	}
 	if got := add(t, l, request(pool("lan", set(t, "10.0.0.0/24")), "new")); got != "10.0.0.3" {

@@ -46,8 +46,8 @@ func (a *adder) agreed() bool {
 	return *c.agreed
 }
 
-// vouches looks for the link of a peer: its record alone tells of an intent, or
-// of a link that is gone.
+// vouches looks for the link of a peer on the same carrier: its record alone
+// tells of an intent, or of a link that is gone.
 func (a *adder) vouches(peer ipam.AttachmentRecord) (ok bool) {
 	ns := openAt(peer.Netns)
 	if ns == nil {
@@ -61,7 +61,7 @@ func (a *adder) vouches(peer ipam.AttachmentRecord) (ok bool) {
 		}
 		defer h.Close()
 		l, err := h.ByName(peer.Attachment.IfName)
-		ok = err == nil && isMarked(a.kind, peer.Attachment)(l) && a.kind.Differs(l) == ""
+		ok = err == nil && isMarked(a.kind, peer.Attachment)(l) && l.Parent == a.carrier.Index && a.kind.Differs(l) == ""
 		return err
 	})
 	return err == nil && ok

@@ -32,8 +32,7 @@ import (
 // it is not known that others agree with the link's Port, it also makes the
 // link, before anybody else can look whether there is one.
 func (a *adder) share(ctx context.Context, in *inside, create func()) error {
-	agreed := a.agreed()
-	if agreed && !a.uses(a.parent.Name).Shared() {
+	if !a.uses(a.parent.Name).Shared() && a.agreed() {
 		return nil
 	}
 	if !a.LinkInContainer { // where the namespace's lock does
@@ -49,6 +48,7 @@ func (a *adder) share(ctx context.Context, in *inside, create func()) error {
 			return cni.Errorf(cni.CodeParent, "vlan: %w", err)
 		}
 	}
+	agreed := a.agreed()
 	if !agreed {
 		if err := a.compete(in); err != nil {
 			return err
@@ -84,7 +84,7 @@ func unshare(ctx context.Context, c *client.Client, rec ipam.AttachmentRecord, r
 		return release()
 	}
 	defer unlock()
-	vlan, host, err := c.Users(ctx, u)
+	vlan, host, err := c.Users(ctx, u, 2) // this one, and another if there is any
 	if err != nil {
 		return release()
 	}
@@ -263,7 +263,7 @@ func (a *adder) reach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, users, err := a.client.Users(ctx, a.uses(a.parent.Name))
+	_, users, err := a.client.Users(ctx, a.uses(a.parent.Name), 0)
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ const (
 	OpAttachment Op = "attachment"
 	// OpStale: Stale. Response: Attachments.
 	OpStale Op = "stale"
-	// OpUsers: Uses. Response: Attachments and Others.
+	// OpUsers: Uses, Most. Response: Attachments and Others.
 	OpUsers Op = "users"
 	// OpStatus: Status. Response: nothing.
 	OpStatus Op = "status"
@@ -69,7 +69,9 @@ type Request struct {
 	Attachment *ipam.Attachment `json:"attachment,omitempty"`
 	Stale      *Stale           `json:"stale,omitempty"`
 	Uses       *ipam.Uses       `json:"uses,omitempty"`
-	Status     *Status          `json:"status,omitempty"`
+	// Most of each kind of user to tell; 0 means all.
+	Most   int     `json:"most,omitempty"`
+	Status *Status `json:"status,omitempty"`
 }
 
 // Seen tells one record of an attachment from a later one; the zero value

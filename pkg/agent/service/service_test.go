@@ -148,7 +148,7 @@ func TestSame(t *testing.T) {
 			return fmt.Sprint(len(recs), recs[0].Attachment, recs[0].Addresses), err
 		}},
 		{"users", func(c *client.Client, _ ipam.Pool) (any, error) {
-			vlan, host, err := c.Users(t.Context(), ipam.Uses{Parent: "eth1", VLAN: 5})
+			vlan, host, err := c.Users(t.Context(), ipam.Uses{Parent: "eth1", VLAN: 5}, 0)
 			return fmt.Sprint(len(vlan), vlan[0].Attachment, len(host)), err
 		}},
 		{"status", func(c *client.Client, pool ipam.Pool) (any, error) {
