@@ -54,6 +54,9 @@ func eachFlag(t *testing.T, mode string) {
 			b.arp(t)
 			b.hooks(t, who)
 			b.firewall(t)
+			if mode != "l2" && flag == "bridge" {
+				b.masquerade(t)
+			}
 			b.broadcast(t)
 			b.reflect(t)
 		})

@@ -59,6 +59,26 @@ func (b *ipvlanBed) firewall(t *testing.T) {
 	reaches(t, b.s2, b.c1)
 }
 
+// masquerade: where the host sees both ways, connection tracking can give the
+// container the host's own address on the wire.
+func (b *ipvlanBed) masquerade(t *testing.T) {
+	t.Helper()
+	leadsTo(t, b.h2, b.h1, "dev eth1", "dev eth1") // h2 knows no way to the container
+	for i, program := range netfilters {
+		mustDo(t, b.h1.Namespace, program, "-t", "nat", "-A", "POSTROUTING", "-s", b.c1.addrs[i].String(), "-j", "MASQUERADE")
+	}
+	if b.mode == "l3s" {
+		reaches(t, b.c1, b.s2)
+	} else {
+		silent(t, b.c1, b.s2)
+	}
+	for _, program := range netfilters {
+		mustDo(t, b.h1.Namespace, program, "-t", "nat", "-F", "POSTROUTING")
+	}
+	leadsTo(t, b.h2, b.h1, "via 192.0.2.1", "via 2001:db8::1")
+	reaches(t, b.c1, b.s2)
+}
+
 // count has the host count packets between any two, but for what it says itself,
 // after some seconds, about those that were lost.
 func count(t *testing.T, h *lab.Host, who map[string]station) {
