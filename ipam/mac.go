@@ -1,11 +1,12 @@
 package ipam
 
 import (
-	"crypto/sha256"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/underlay-cni/underlay/pkg/digest"
 )
 
 // DefaultMACPrefix is locally administered and unicast, and leaves five
@@ -27,7 +28,7 @@ func DeriveMAC(prefix, network, node string, addr netip.Addr) (string, error) {
 	}
 	mac := make(net.HardwareAddr, 6)
 	n := copy(mac, head)
-	shift := sha256.Sum256([]byte(network + "\x00" + node))
+	shift := digest.Sum256([]byte(network + "\x00" + node))
 	low := addr.As16()
 	carry := 0
 	for i := 5; i >= n; i-- {

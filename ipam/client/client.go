@@ -15,7 +15,6 @@ package client
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,6 +26,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/digest"
 )
 
 // Client manages the addresses of one node.
@@ -46,7 +46,7 @@ func New(dataDir, runDir string) *Client {
 	if runDir == "" {
 		runDir = ipam.DefaultRunDir
 		if filepath.Clean(dataDir) != ipam.DefaultDataDir {
-			sum := sha256.Sum256([]byte(filepath.Clean(dataDir)))
+			sum := digest.Sum256([]byte(filepath.Clean(dataDir)))
 			runDir = filepath.Join(runDir, fmt.Sprintf("%x", sum[:4]))
 		}
 	}

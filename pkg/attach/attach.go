@@ -7,7 +7,6 @@ package attach
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"net"
 	"net/netip"
@@ -19,6 +18,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/digest"
 	"github.com/underlay-cni/underlay/pkg/link"
 )
 
@@ -288,7 +288,7 @@ func mayShare(conf *Config) bool {
 // macWithoutAddress is the MAC of an interface whose address this suite does
 // not choose: the same for each ADD of the same attachment.
 func (p *plan) macWithoutAddress() (net.HardwareAddr, error) {
-	sum := sha256.Sum256([]byte(p.att.ContainerID + "/" + p.att.IfName))
+	sum := digest.Sum256([]byte(p.att.ContainerID + "/" + p.att.IfName))
 	s, err := ipam.DeriveMAC(p.macPrefix(), p.Name, "", netip.AddrFrom16([16]byte(sum[:16])))
 	if err != nil {
 		return nil, err

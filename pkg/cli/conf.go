@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -10,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/pkg/digest"
 	"github.com/underlay-cni/underlay/pkg/link"
 )
 
@@ -19,7 +19,7 @@ const confVersion = "1.0.0"
 func (a *app) conf() *cobra.Command {
 	return noun("conf", "Write network configurations",
 		a.confFor("nerdctl", func(c *confList) string {
-			sum := sha256.Sum256([]byte(c.Name))
+			sum := digest.Sum256([]byte(c.Name))
 			c.nerdctlKeys = &nerdctlKeys{ID: fmt.Sprintf("%x", sum), Labels: map[string]string{}}
 			return "/etc/cni/net.d/nerdctl-" + c.Name + ".conflist"
 		}),

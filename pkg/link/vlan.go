@@ -1,7 +1,6 @@
 package link
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strconv"
@@ -10,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/underlay-cni/underlay/pkg/digest"
 	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
@@ -191,6 +191,6 @@ func (h *Handle) deleteIf(name string, ours func(Link) bool) error {
 }
 
 func sum(s string, octets int) []byte {
-	d := sha256.Sum256([]byte(s))
+	d := digest.Sum256([]byte(s))
 	return d[:octets]
 }
