@@ -52,6 +52,10 @@ type Counts struct {
 	Reserved    uint64 `json:"reserved"`
 	// Other are addresses that the host itself or overlapping pools hold.
 	Other uint64 `json:"other"`
+	// Giving and Elsewhere, of a cluster pool: on their way to another node, and
+	// not this node's.
+	Giving    uint64 `json:"giving,omitempty"`
+	Elsewhere uint64 `json:"elsewhere,omitempty"`
 }
 
 // ExhaustedError is returned when a range set has no address left to give.
@@ -59,12 +63,30 @@ type ExhaustedError struct {
 	Pool   string `json:"pool"`
 	Ranges string `json:"ranges"`
 	Counts Counts `json:"counts"`
+	// Cluster: the node leases what it has of the pool.
+	Cluster bool `json:"cluster,omitempty"`
 }
+
+// More reports whether there are addresses that the node might get yet.
+func (e *ExhaustedError) More() bool { return e.Counts.Elsewhere > 0 }
 
 func (e *ExhaustedError) Error() string {
 	c := e.Counts
+	if e.Cluster {
+		return e.cluster()
+	}
 	return fmt.Sprintf("pool %q has no free address in %s: %d usable, %d held, %d cooling, %d quarantined, %d reserved, %d used by others; underlayctl ledger check names holders that are gone",
 		e.Pool, e.Ranges, c.Usable, c.Held, c.Cooling, c.Quarantined, c.Reserved, c.Other)
+}
+
+func (e *ExhaustedError) cluster() string {
+	c := e.Counts
+	s := fmt.Sprintf("pool %q has no free address on this node in %s: of %d usable it leases %d: %d held, %d cooling, %d quarantined, %d reserved, %d used by others, %d on their way to other nodes",
+		e.Pool, e.Ranges, c.Usable, c.Usable-c.Elsewhere, c.Held, c.Cooling, c.Quarantined, c.Reserved, c.Other, c.Giving)
+	if e.More() {
+		return s + "; the agent leases more, as far as other nodes have something to give"
+	}
+	return s + "; the node has all of the pool"
 }
 
 // CNICode asks the runtime to try again later.

@@ -45,6 +45,11 @@ const (
 	// Reserved: kept out of use by the operator, or found in use by a rebuild
 	// that could not tell by whom.
 	Reserved State = "reserved"
+	// Giving: of a cluster pool, on its way to another node. No Record says so,
+	// but what the ledger keeps of the block.
+	Giving State = "giving"
+	// Elsewhere: of a cluster pool, and not this node's. No Record says so.
+	Elsewhere State = "elsewhere"
 )
 
 // Record is what the ledger keeps of one address that is not free.
@@ -53,6 +58,8 @@ type Record struct {
 	Version int `json:"v"`
 	// Pool is the pool's name; of a local pool, the network's.
 	Pool string `json:"pool"`
+	// PoolUUID of a cluster pool; empty for a local one.
+	PoolUUID string `json:"poolUUID,omitempty"`
 	// Address with the length of its subnet.
 	Address netip.Prefix `json:"address"`
 	// Gateway of the subnet; the zero value means none.
@@ -82,6 +89,9 @@ type Record struct {
 	// MissedAt is when the holder's namespace was first seen to be gone.
 	MissedAt time.Time `json:"missedAt,omitzero"`
 }
+
+// PoolID is Pool.ID of the record's pool.
+func (r Record) PoolID() string { return poolID(r.Pool, r.PoolUUID) }
 
 // Over reports whether a Cooling or Quarantined record has run its time. A
 // clock set back to before the state began ends it too: a wrong clock must

@@ -13,7 +13,9 @@ import (
 // address; the ranges of a set are alternatives.
 type Pool struct {
 	// Name; of a local pool, the network's.
-	Name string     `json:"name"`
+	Name string `json:"name"`
+	// UUID of a cluster pool; empty for a local one, which the node owns whole.
+	UUID string     `json:"uuid,omitempty"`
 	Sets []RangeSet `json:"sets,omitempty"`
 	// CoolDown is how long a released address rests.
 	CoolDown time.Duration `json:"coolDown"`
@@ -36,6 +38,28 @@ const (
 	// StickyStrict: others never get it while it is parked.
 	StickyStrict Sticky = "strict"
 )
+
+// ID tells the pool from all others of the node.
+func (p Pool) ID() string { return poolID(p.Name, p.UUID) }
+
+// poolID begins with a byte that no network's name has for cluster pools, so
+// that a network and a pool may have the same name.
+func poolID(name, uuid string) string {
+	if uuid != "" {
+		return "\x01" + uuid
+	}
+	return name
+}
+
+// Find returns the range that may give out a, of whichever set.
+func (p Pool) Find(a netip.Addr) (Range, bool) {
+	for _, s := range p.Sets {
+		if r, ok := s.Find(a); ok {
+			return r, true
+		}
+	}
+	return Range{}, false
+}
 
 // Rest is how long an address of the pool cools after its owner released it.
 func (p Pool) Rest(owner string) time.Duration {

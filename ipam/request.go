@@ -11,6 +11,9 @@ type AllocateRequest struct {
 	Attachment Attachment `json:"attachment"`
 	// Pool to draw from; one without range sets records Uses alone.
 	Pool Pool `json:"pool"`
+	// Cluster is the name of the cluster pool to draw from instead, as the
+	// ledger knows it.
+	Cluster string `json:"cluster,omitempty"`
 	// Addresses asked for, each inside a range set of its own; the range
 	// sets that are left choose freely.
 	Addresses []netip.Addr `json:"addresses,omitempty"`

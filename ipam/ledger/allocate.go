@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
@@ -40,11 +41,17 @@ func (l *Ledger) AllocateIf(wanted func() error, req ipam.AllocateRequest, decid
 	if err := l.Refused(); err != nil {
 		return out, err
 	}
+	var unconfirmed error
+	if req.Cluster != "" || req.Pool.UUID != "" {
+		unconfirmed = l.Unconfirmed()
+	}
+	pool := ""
 	err = l.update(func(t *tx) (err error) {
 		if err := wanted(); err != nil {
 			return err
 		}
-		out, err = t.allocate(req)
+		t.unconfirmed = unconfirmed
+		out, pool, err = t.allocateFrom(req)
 		if err == nil && decided != nil && t.short == nil {
 			decided(out)
 			decided = nil // should this run again all the same
@@ -54,6 +61,9 @@ func (l *Ledger) AllocateIf(wanted func() error, req ipam.AllocateRequest, decid
 	if err != nil {
 		return ipam.Allocation{}, err
 	}
+	if pool != "" && !out.Known {
+		l.demand.add(pool, l.o.Now())
+	}
 	return out, nil
 }
 
@@ -61,6 +71,9 @@ func (l *Ledger) AllocateIf(wanted func() error, req ipam.AllocateRequest, decid
 func check(req ipam.AllocateRequest) error {
 	if err := checkAttachment(req.Attachment); err != nil {
 		return err
+	}
+	if req.Cluster != "" && len(req.Pool.Sets) > 0 {
+		return &ipam.FieldError{Place: "ipam.pool", Msg: "excludes ranges of the configuration's own"}
 	}
 	if len(req.Pool.Sets) > 0 && req.Pool.Name == "" {
 		return &ipam.FieldError{Place: "name", Msg: "a pool needs a name"}
@@ -72,6 +85,8 @@ func check(req ipam.AllocateRequest) error {
 	}
 	return checkNames(
 		[2]string{"name", req.Pool.Name},
+		[2]string{"ipam.pool", req.Cluster},
+		[2]string{"ipam.pool", req.Pool.UUID},
 		[2]string{"owner", req.Owner},
 		[2]string{"master", req.Uses.Parent})
 }
@@ -96,6 +111,26 @@ func checkNames(names ...[2]string) error {
 	return nil
 }
 
+// allocateFrom is allocate with the pool that the ledger knows, if it is a
+// cluster pool, whose UUID it returns.
+func (t *tx) allocateFrom(req ipam.AllocateRequest) (out ipam.Allocation, pool string, err error) {
+	if req.Cluster != "" {
+		if req.Pool, err = t.cluster(req.Cluster); err != nil {
+			return out, "", err
+		}
+	} else if req.Pool.UUID != "" {
+		p, known, err := t.pool(req.Pool.ID())
+		if err != nil {
+			return out, "", err
+		}
+		if known {
+			req.Pool = p
+		}
+	}
+	out, err = t.allocate(req)
+	return out, req.Pool.UUID, err
+}
+
 func (t *tx) allocate(req ipam.AllocateRequest) (ipam.Allocation, error) {
 	before, _, err := t.attachment(req.Attachment)
 	if err != nil {
@@ -115,6 +150,9 @@ func (t *tx) allocate(req ipam.AllocateRequest) (ipam.Allocation, error) {
 		}
 		if t.short != nil {
 			return ipam.Allocation{}, t.short
+		}
+		if t.unconfirmed != nil {
+			return ipam.Allocation{}, t.unconfirmed
 		}
 		if g, err = t.fresh(req); err != nil {
 			return ipam.Allocation{}, err
@@ -170,7 +208,8 @@ func (t *tx) newGrant(req ipam.AllocateRequest, choices []choice, since time.Tim
 	for _, c := range choices {
 		g.attachment.Addresses = append(g.attachment.Addresses, c.addr)
 		g.records = append(g.records, ipam.Record{
-			Version: record.Version, Pool: req.Pool.Name, Address: netip.PrefixFrom(c.addr, c.from.Subnet.Bits()),
+			Version: record.Version, Pool: req.Pool.Name, PoolUUID: req.Pool.UUID,
+			Address: netip.PrefixFrom(c.addr, c.from.Subnet.Bits()),
 			Gateway: c.from.Gateway, State: ipam.Held, Attachment: req.Attachment, Runtime: req.Runtime,
 			Netns: req.Netns, BootID: t.boot, MAC: mac, Owner: req.Owner, Since: since,
 		})
@@ -234,7 +273,7 @@ func (t *tx) fits(old ipam.AttachmentRecord, req ipam.AllocateRequest) (choices 
 		}
 		if ok {
 			from, usable := req.Pool.Sets[i].Find(a)
-			ok = usable && rec.Pool == req.Pool.Name
+			ok = usable && rec.PoolID() == req.Pool.ID()
 			choices = append(choices, choice{addr: a, from: from, record: rec})
 		}
 	}
@@ -265,4 +304,42 @@ func (t *tx) fresh(req ipam.AllocateRequest) (*grant, error) {
 		return nil, err
 	}
 	return g, t.store(g, ipam.AttachmentRecord{}, choices)
+}
+
+// demandTime is how far back Demand looks.
+const demandTime = 2 * time.Second
+
+// demand counts what was given out of late, by pool.
+type demand struct {
+	mu    sync.Mutex
+	times map[string][]time.Time
+}
+
+func (d *demand) add(pool string, now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.times == nil {
+		d.times = map[string][]time.Time{}
+	}
+	d.times[pool] = append(d.recentLocked(pool, now), now)
+}
+
+// recentLocked drops what is older, or from before the clock was set back.
+func (d *demand) recentLocked(pool string, now time.Time) []time.Time {
+	times := d.times[pool]
+	if n := len(times); n > 0 && now.Before(times[n-1]) {
+		times = nil
+	}
+	for len(times) > 0 && now.Sub(times[0]) >= demandTime {
+		times = times[1:]
+	}
+	return times
+}
+
+// Demand returns how many attachments this open ledger has given addresses of a
+// cluster pool, which is a UUID, in the last two seconds.
+func (l *Ledger) Demand(pool string) int {
+	l.demand.mu.Lock()
+	defer l.demand.mu.Unlock()
+	return len(l.demand.recentLocked(pool, l.o.Now()))
 }

@@ -36,7 +36,7 @@ func TestRecordOfAnAllocation(t *testing.T) {
 	if diff := cmp.Diff(want, got, byValue, prefixes); diff != "" {
 		t.Errorf("allocation (-want +got):\n%s", diff)
 	}
-	rec := ipam.Record{Version: 1, Pool: "lan", Address: want.Addresses[0].Prefix, Gateway: want.Addresses[0].Gateway,
+	rec := ipam.Record{Version: record.Version, Pool: "lan", Address: want.Addresses[0].Prefix, Gateway: want.Addresses[0].Gateway,
 		State: ipam.Held, Attachment: att("a"), Runtime: "ctr", Netns: req.Netns, BootID: "boot-1", MAC: mac, Owner: "ns/pod", Since: s.c.now}
 	rec6 := rec
 	rec6.Address, rec6.Gateway = want.Addresses[1].Prefix, want.Addresses[1].Gateway

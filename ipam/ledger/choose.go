@@ -1,11 +1,14 @@
 package ledger
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger/record"
 )
 
 // choice is an address to be given out, with the range that it is in and the
@@ -67,6 +70,9 @@ func (c *chooser) requested(n int, a netip.Addr) error {
 		if err != nil {
 			return err
 		}
+		if err := c.leased(a); err != nil {
+			return err
+		}
 		if err := c.mayHave(a, rec); err != nil {
 			return err
 		}
@@ -126,17 +132,17 @@ func (c *chooser) anyOf(i int) error {
 		}
 	}
 	set := c.req.Pool.Sets[i]
-	counts, err := c.counts(c.req.Pool.Name, set, c.used)
+	counts, err := c.counts(c.req.Pool, set, c.used)
 	if err != nil {
 		return err
 	}
-	return &ipam.ExhaustedError{Pool: c.req.Pool.Name, Ranges: set.String(), Counts: counts}
+	return &ipam.ExhaustedError{Pool: c.req.Pool.Name, Ranges: set.String(), Counts: counts, Cluster: c.req.Pool.UUID != ""}
 }
 
 // parked chooses what the owner had before: first what it had on this
 // interface, then what it released last.
 func (c *chooser) parked(i int) (ok bool, err error) {
-	recs, err := c.tx.parked(c.req.Pool.Name, c.req.Owner, c.req.Attachment)
+	recs, err := c.tx.parked(c.req.Pool.ID(), c.req.Owner, c.req.Attachment)
 	var best ipam.Record
 	for _, rec := range recs {
 		a := rec.Address.Addr()
@@ -160,13 +166,13 @@ func (c *chooser) parked(i int) (ok bool, err error) {
 // next chooses the next address without a record, going round from the one
 // that was given out last, so that a released one is not the next to be used.
 func (c *chooser) next(i int) (ok bool, err error) {
-	key := join(c.req.Pool.Name, strconv.Itoa(i))
+	key := join(c.req.Pool.ID(), strconv.Itoa(i))
 	last, _ := parseAddr(c.get(bucketCursor, key))
 	a, from, ok := c.req.Pool.Sets[i].Next(last, func(a netip.Addr) (netip.Addr, bool) {
 		if c.used[a] {
 			return a, true
 		}
-		end, yes, runErr := c.taken(a)
+		end, yes, runErr := c.notFree(a)
 		if runErr != nil {
 			err = runErr
 			return a, false // ends the search
@@ -193,17 +199,21 @@ func (c *chooser) next(i int) (ok bool, err error) {
 func (c *chooser) oldest(i int) (ok bool, err error) {
 	var found netip.Addr
 	var from ipam.Range
+	var blockErr error
 	err = c.resting(func(r resting) bool {
 		if r.kind != anybody && !r.over(c.now) || c.used[r.addr] {
 			return true
 		}
 		var usable bool
 		if from, usable = c.req.Pool.Sets[i].Find(r.addr); usable {
+			usable, blockErr = c.mine(c.req.Pool, r.addr)
+		}
+		if usable {
 			found = r.addr
 		}
-		return !usable
+		return !usable && blockErr == nil
 	})
-	if err != nil || !found.IsValid() {
+	if err = errors.Join(err, blockErr); err != nil || !found.IsValid() {
 		return false, err
 	}
 	rec, err := c.record(found)
@@ -217,9 +227,49 @@ func (c *chooser) oldest(i int) (ok bool, err error) {
 	return true, nil
 }
 
+// notFree returns the last address of the stretch from a on that is not free, if
+// a is not: addresses with a record, or, of a cluster pool, in use or not here.
+func (c *chooser) notFree(a netip.Addr) (last netip.Addr, yes bool, err error) {
+	if c.req.Pool.UUID != "" {
+		next, ok, err := c.freeRuns(c.req.Pool.ID()).From(a)
+		switch {
+		case err != nil:
+			return last, false, corrupt(err)
+		case !ok:
+			return ultimate(a), true, nil
+		case a.Less(next.First):
+			return next.First.Prev(), true, nil
+		}
+	}
+	return c.taken(a)
+}
+
+// ultimate is the last address that there is of the family of a.
+func ultimate(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	}
+	return netip.AddrFrom16([16]byte(bytes.Repeat([]byte{255}, 16)))
+}
+
+// leased says who has a requested address of a cluster pool, if not this node.
+func (c *chooser) leased(a netip.Addr) error {
+	if c.req.Pool.UUID == "" {
+		return nil
+	}
+	b, found, err := c.blockOf(c.req.Pool.ID(), a)
+	if err != nil || found && b.Has(a) {
+		return err
+	}
+	if to, giving := b.Giving[a]; giving {
+		return &ipam.TakenError{Addr: a, State: ipam.Giving, Holder: fmt.Sprintf("on its way to node %q", to.Node)}
+	}
+	return &ipam.TakenError{Addr: a, State: ipam.Elsewhere, Holder: "this node does not lease it"}
+}
+
 // counts what the addresses of a range set are used for. used are addresses
 // in use without a record.
-func (t *tx) counts(pool string, set ipam.RangeSet, used map[netip.Addr]bool) (ipam.Counts, error) {
+func (t *tx) counts(p ipam.Pool, set ipam.RangeSet, used map[netip.Addr]bool) (ipam.Counts, error) {
 	n := ipam.Counts{Usable: set.Size()}
 	for a := range used {
 		if _, usable := set.Find(a); !usable {
@@ -229,31 +279,58 @@ func (t *tx) counts(pool string, set ipam.RangeSet, used map[netip.Addr]bool) (i
 		if err != nil {
 			return n, err
 		}
-		if rec.State == "" {
+		mine, err := t.mine(p, a)
+		if err != nil {
+			return n, err
+		}
+		if rec.State == "" && mine {
 			n.Other++
 		}
 	}
+	strays := uint64(0) // in use, and not here
 	for _, r := range set {
 		err := t.records(r.First, func(rec ipam.Record) (bool, error) {
 			a := rec.Address.Addr()
 			if !r.Contains(a) {
 				return false, nil
 			}
-			if r.Usable(a) {
-				count(&n, pool, rec)
+			mine, err := t.mine(p, a)
+			if r.Usable(a) && (mine || rec.PoolID() == p.ID()) {
+				count(&n, p.ID(), rec)
+				if !mine {
+					strays++
+				}
 			}
-			return true, nil
+			return true, err
 		})
 		if err != nil {
 			return n, err
 		}
 	}
-	return n, nil
+	if p.UUID == "" {
+		return n, nil
+	}
+	here := uint64(0)
+	err := t.blocks(p.ID(), func(b record.Block) error {
+		b.Each(func(a netip.Addr) {
+			if _, usable := set.Find(a); usable {
+				here++
+			}
+		})
+		for a := range b.Giving {
+			if _, usable := set.Find(a); usable {
+				n.Giving++
+			}
+		}
+		return nil
+	})
+	n.Elsewhere = n.Usable - here - n.Giving - strays
+	return n, err
 }
 
 func count(n *ipam.Counts, pool string, rec ipam.Record) {
 	switch {
-	case rec.Pool != pool:
+	case rec.PoolID() != pool:
 		n.Other++
 	case rec.State == ipam.Held:
 		n.Held++

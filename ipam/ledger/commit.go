@@ -251,12 +251,13 @@ func readMark(path string) (mark, error) {
 }
 
 // judge says why a ledger with this id and sequence must not give out
-// addresses, if the mark is of this boot.
-func (m mark) judge(boot, id string, seq uint64) error {
+// addresses, if the mark is of this boot. A process that died in Renew has left
+// the former id in it.
+func (m mark) judge(boot, id, former string, seq uint64) error {
 	switch {
 	case m.boot != boot:
 		return nil
-	case m.id != id:
+	case m.id != id && m.id != former:
 		return fmt.Errorf("%w: its ID is %s, and %s was used since this boot", ErrLost, id, m.id)
 	case seq < m.seq:
 		return fmt.Errorf("%w: it ends at transaction %d, and %d was acknowledged since this boot", ErrLost, seq, m.seq)
@@ -264,4 +265,53 @@ func (m mark) judge(boot, id string, seq uint64) error {
 		return errBroken
 	}
 	return nil
+}
+
+// Confirm says, until the next boot, that the node has what its ledger says it
+// leases: it was not removed from the registry while it was off, and nothing that
+// it sent before can land any more (lease.Goal.Fence). Before that, Allocate
+// gives out nothing new of cluster pools.
+func (l *Ledger) Confirm() (err error) {
+	if l.o.ReadOnly {
+		return l.o.explain(ErrReadOnly)
+	}
+	if err := l.Refused(); err != nil {
+		return err
+	}
+	line, err := l.confirmation()
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(l.o.RunDir, confirmedName)
+	if err := boltfile.MakeDir(l.o.RunDir, 0o755); err != nil {
+		return l.o.explain(err)
+	}
+	if err := os.WriteFile(path+".tmp", []byte(line), 0o600); err != nil {
+		return l.o.explain(err)
+	}
+	fault.Point("ledger.confirm.written")
+	return l.o.explain(os.Rename(path+".tmp", path))
+}
+
+// Unconfirmed says why Allocate gives out nothing of cluster pools, or nil.
+func (l *Ledger) Unconfirmed() error {
+	want, err := l.confirmation()
+	if err != nil {
+		return err
+	}
+	b, err := os.ReadFile(filepath.Join(l.o.RunDir, confirmedName))
+	if errors.Is(err, os.ErrNotExist) || err == nil && string(b) != want {
+		err = ErrUnconfirmed
+	}
+	return l.o.explain(err)
+}
+
+// confirmation is what the file has to hold; of another boot or ledger it says
+// nothing.
+func (l *Ledger) confirmation() (line string, err error) {
+	err = l.view(func(t *tx) error {
+		line = fmt.Sprintf("%s %s\n", t.boot, t.node())
+		return nil
+	})
+	return line, err
 }

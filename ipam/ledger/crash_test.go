@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -23,6 +24,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
 )
 
 // TestMain runs the programs below in the place of the tests when a test
@@ -96,12 +98,21 @@ func scenario(o Options) error {
 	boot2 := o
 	boot2.BootID = "boot-2"
 	steps := []func() error{
+		func() error { return using(o, asSchema1) },
 		func() error { return tryAdd(o, crashPool, "a") },
 		func() error { return tryAdd(o, crashPool, "b") },
 		func() error { return tryAdd(o, crashPool, "c") },
 		func() error { return tryDel(o, "b") },
 		func() error { return trySpool(o, "a") },
 		func() error { return tryAdd(o, crashPool, "d") },
+		func() error { return using(o, leaseCrashBlock) },
+		func() error { return tryAdd(o, crashCluster, "k") },
+		func() error { return using(o, tryGive) },
+		func() error { return tryDel(o, "k") },
+		func() error {
+			fmt.Println("renew")
+			return using(o, func(l *Ledger) error { _, err := l.Renew(); return err })
+		},
 		func() error {
 			fmt.Println("boot boot-2\ntry c\ntry d")
 			return using(boot2, func(*Ledger) error { fmt.Println("gone c\ngone d"); return nil })
@@ -234,10 +245,10 @@ func lastLine(out []byte) string {
 }
 
 // pointsInSource lists the names of the fault points of this package and of
-// boltfile.
+// those below it.
 func pointsInSource(t *testing.T) (names []string) {
 	t.Helper()
-	for _, pattern := range []string{"*.go", "boltfile/*.go"} {
+	for _, pattern := range []string{"*.go", "*/*.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
 			t.Fatal(pattern, err)
@@ -331,6 +342,11 @@ func (b books) read(t *testing.T, out []byte) (acknowledged int) {
 		case "gone":
 			b[id] = "gone"
 			acknowledged++
+		case "gave":
+			b["give "+id] = "giving"
+			acknowledged++
+		case "renew":
+			maps.DeleteFunc(b, func(id, _ string) bool { return strings.HasPrefix(id, "give ") })
 		case "error":
 			t.Errorf("a program failed: %s", rest)
 		}
@@ -342,6 +358,13 @@ func (b books) read(t *testing.T, out []byte) (acknowledged int) {
 func (b books) audit(t *testing.T, l *Ledger) {
 	t.Helper()
 	for id, want := range b {
+		if a, giving := strings.CutPrefix(id, "give "); giving {
+			book, err := l.Book(clusterUUID, crashBlock)
+			if m := book.Marks[netip.MustParseAddr(a)]; err != nil || m.Status != lease.Giving || m.To.Node != "other" {
+				t.Errorf("%s was to be given away, and is %+v, %v", a, m, err)
+			}
+			continue
+		}
 		rec, _, found, err := l.Attachment(att(id))
 		if err != nil {
 			t.Error(err)

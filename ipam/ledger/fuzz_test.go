@@ -12,6 +12,8 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
+	"github.com/underlay-cni/underlay/ipam/ledger/run"
+	"github.com/underlay-cni/underlay/ipam/ledger/spool"
 )
 
 func FuzzRecord(f *testing.F) {
@@ -44,8 +46,8 @@ func FuzzRecord(f *testing.F) {
 				t.Errorf("rest entry %x comes back as %x", key, b)
 			}
 		}
-		_, _, _ = decodeRun(key, value)
-		_, _ = parseSpooled(value)
+		_, _ = run.Decode(key, value)
+		_, _ = spool.Parse(value)
 	})
 }
 

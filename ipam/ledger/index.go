@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -10,80 +11,48 @@ import (
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger/run"
 )
 
-// Runs: the longest unbroken runs of addresses that have a record, last
-// address -> first address. The key is the last one so that a single forward
-// seek finds the run that an address lies in, or the next one after it.
+// Runs of addresses, each a set that is kept as its longest unbroken runs: see
+// package run. Those of bucketRun are all that have a record; those of
+// bucketFree, one set for each cluster pool, are the node's that have none, less
+// what is on its way out.
 
-// run returns the first run that ends at a or later.
-func (t *tx) run(a netip.Addr) (first, last netip.Addr, ok bool, err error) {
-	k, v := t.bucket(bucketRun).Cursor().Seek(addrKey(a))
-	if k == nil || k[0] != addrKey(a)[0] {
-		return first, last, false, nil
-	}
-	first, last, err = decodeRun(k, v)
-	return first, last, err == nil, err
+func (t *tx) takenRuns() run.Set { return run.Set{Bucket: t.runBucket(bucketRun)} }
+
+func (t *tx) freeRuns(pool string) run.Set {
+	return run.Set{Bucket: t.runBucket(bucketFree), Prefix: join(pool, "")}
 }
 
-func decodeRun(k, v []byte) (first, last netip.Addr, err error) {
-	last, ok := parseAddr(k)
-	first, ok2 := parseAddr(v)
-	if !ok || !ok2 || last.Less(first) || first.Is4() != last.Is4() {
-		return first, last, fmt.Errorf("%w: run %x-%x", ErrCorrupt, v, k)
-	}
-	return first, last, nil
+// runBucket is a bucket that remembers what is changed in it.
+type runBucket struct {
+	*tx
+	name []byte
 }
 
-// taken returns the last address of the run that a lies in, if any.
+func (t *tx) runBucket(name []byte) runBucket { return runBucket{t, name} }
+
+func (b runBucket) Seek(key []byte) (k, v []byte) { return b.bucket(b.name).Cursor().Seek(key) }
+func (b runBucket) Get(key []byte) []byte         { return b.get(b.name, key) }
+func (b runBucket) Put(key, value []byte) error   { return b.put(b.name, key, value) }
+func (b runBucket) Delete(key []byte) error       { return b.del(b.name, key) }
+
+// taken returns the last address of the run of addresses with a record that a
+// lies in, if any.
 func (t *tx) taken(a netip.Addr) (last netip.Addr, yes bool, err error) {
-	first, last, ok, err := t.run(a)
-	return last, ok && !a.Less(first), err
+	r, yes, err := t.takenRuns().At(a)
+	return r.Last, yes, corrupt(err)
 }
 
-// take adds a to the runs, joining those that it connects.
-func (t *tx) take(a netip.Addr) error {
-	start, end, ok, err := t.run(a)
-	if err != nil {
-		return err
-	}
-	first, last := a, a
-	switch {
-	case !ok:
-	case !a.Less(start):
-		return fmt.Errorf("%w: address %s has no record, and is in a run", ErrCorrupt, a)
-	case start == a.Next():
-		last = end
-	}
-	if p := a.Prev(); p.IsValid() {
-		if v := t.get(bucketRun, addrKey(p)); v != nil {
-			if first, _, err = decodeRun(addrKey(p), v); err != nil {
-				return err
-			}
-			if err := t.del(bucketRun, addrKey(p)); err != nil {
-				return err
-			}
-		}
-	}
-	return t.put(bucketRun, addrKey(last), addrKey(first))
-}
+func (t *tx) take(a netip.Addr) error   { return corrupt(t.takenRuns().Add(a)) }
+func (t *tx) loosen(a netip.Addr) error { return corrupt(t.takenRuns().Remove(a)) }
 
-// loosen takes a out of its run, splitting it.
-func (t *tx) loosen(a netip.Addr) error {
-	first, last, ok, err := t.run(a)
-	if err != nil {
-		return err
-	}
-	if !ok || a.Less(first) {
-		return fmt.Errorf("%w: address %s has a record, and is in no run", ErrCorrupt, a)
-	}
-	if a == last {
-		err = t.del(bucketRun, addrKey(last))
-	} else {
-		err = t.put(bucketRun, addrKey(last), addrKey(a.Next()))
-	}
-	if err == nil && first != a {
-		err = t.put(bucketRun, addrKey(a.Prev()), addrKey(first))
+// corrupt says of an index that does not fit what is done to it that the ledger
+// is damaged.
+func corrupt(err error) error {
+	if errors.Is(err, run.ErrBroken) {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return err
 }
@@ -156,7 +125,7 @@ func parkedPrefix(pool, owner string, a ipam.Attachment) []byte {
 }
 
 func parkedKey(r ipam.Record) []byte {
-	return append(parkedPrefix(r.Pool, r.Owner, r.Attachment), addrKey(r.Address.Addr())...)
+	return append(parkedPrefix(r.PoolID(), r.Owner, r.Attachment), addrKey(r.Address.Addr())...)
 }
 
 func (t *tx) rest(r ipam.Record) error {

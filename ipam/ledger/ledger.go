@@ -27,6 +27,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,6 +36,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 var (
@@ -43,6 +45,9 @@ var (
 	ErrLost = errors.New("this is not the ledger of the containers that are running")
 	// ErrNewerSchema is returned for a ledger that a newer version wrote.
 	ErrNewerSchema = errors.New("a newer version of underlay wrote it")
+	// ErrUnconfirmed is returned by Allocate from a cluster pool while nobody has
+	// confirmed, in this boot, that the node has what it leased: see Confirm.
+	ErrUnconfirmed = errors.New("the agent has not confirmed this node's leases since the boot")
 	// ErrReadOnly is returned for a change to a ledger that is opened for
 	// reading, or that lies where this process may not write.
 	ErrReadOnly = errors.New("it is read-only")
@@ -54,6 +59,10 @@ var (
 	ErrLocked = boltfile.ErrLocked
 )
 
+// errOldSchema is returned for a change of blocks in a ledger that could not be
+// brought to this version's schema.
+var errOldSchema = errors.New("it is of an older schema, without cluster pools")
+
 // errBroken is why nothing is given out after a commit that broke.
 var errBroken = boltfile.ErrUnknown
 
@@ -61,9 +70,11 @@ const (
 	dbName   = "ledger.db"
 	lockName = "ledger.lock"
 	markName = "ledger.seq"
+	// confirmedName is of the file that Confirm writes.
+	confirmedName = "confirmed"
 
 	// schema of the buckets that tx.go describes.
-	schema = 1
+	schema = 2
 	// minFree is what has to be free in the file for Allocate: what is left
 	// is for releases, on a disk that gives no more.
 	minFree = 1 << 20
@@ -115,7 +126,8 @@ type Ledger struct {
 	file *boltfile.File
 	id   string
 
-	queue queue
+	queue  queue
+	demand demand
 
 	mu   sync.Mutex // orders transactions and their marks
 	mark *os.File   // nil where there is none to be written
@@ -154,10 +166,11 @@ func (l *Ledger) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := l.openFile(last); err != nil {
+	former, err := l.openFile(last)
+	if err != nil {
 		return err
 	}
-	l.refuse(last.judge(l.o.BootID, l.id, l.seq))
+	l.refuse(last.judge(l.o.BootID, l.id, former, l.seq))
 	if l.Refused() == nil && !l.o.ReadOnly {
 		l.refuse(l.settle(last))
 	}
@@ -178,8 +191,9 @@ func (l *Ledger) acquire(ctx context.Context) (err error) {
 	return err
 }
 
-// openFile opens ledger.db, or makes it unless the mark knows of one.
-func (l *Ledger) openFile(last mark) (err error) {
+// openFile opens ledger.db, or makes it unless the mark knows of one. former is
+// the ID that it had before Renew.
+func (l *Ledger) openFile(last mark) (former string, err error) {
 	path, seen := l.o.dbPath(), last.boot == l.o.BootID
 	// Once a boot every page is looked at. Later it is known that the file is
 	// as a process of this boot has left it.
@@ -195,17 +209,49 @@ func (l *Ledger) openFile(last mark) (err error) {
 		}
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
-	return l.view(func(t *tx) (err error) {
+	return former, l.view(func(t *tx) (err error) {
 		l.id, l.seq, err = t.identity()
+		former = string(t.get(bucketMeta, keyFormer))
 		return err
 	})
+}
+
+// migrate brings a ledger of an older schema to this one, in one transaction,
+// after a copy of the file for the way back. Where there is no room for that the
+// ledger stays as it is, and releases go on.
+func (l *Ledger) migrate() error {
+	old := schema
+	err := l.view(func(t *tx) (err error) {
+		old, err = t.schema()
+		return err
+	})
+	if err != nil || old == schema {
+		return err
+	}
+	if err := l.file.CopyTo(fmt.Sprintf("%s.schema%d", l.o.dbPath(), old)); err != nil {
+		return fmt.Errorf("copy it before its schema changes: %w", err)
+	}
+	fault.Point("ledger.migrate.copied")
+	err = l.file.Update(func(b *bbolt.Tx) (bool, error) {
+		for _, name := range since2 {
+			if _, err := b.CreateBucketIfNotExists(name); err != nil {
+				return false, err
+			}
+		}
+		return true, newTx(b, &l.o).put(bucketMeta, keySchema, binary.BigEndian.AppendUint32(nil, schema))
+	})
+	fault.Point("ledger.migrate.done")
+	return err
 }
 
 // settle brings a ledger up to date: mark, spool, reboot. What it returns is
 // why no address may be given out.
 func (l *Ledger) settle(last mark) (err error) {
+	if err := l.migrate(); err != nil {
+		return err
+	}
 	if l.mark, err = openMark(l.o.markPath()); err != nil {
 		return err
 	}
@@ -272,7 +318,7 @@ func (l *Ledger) view(fn func(*tx) error) error {
 
 // layOut fills a new file.
 func (o *Options) layOut(b *bbolt.Tx, id string) error {
-	for _, name := range buckets {
+	for _, name := range slices.Concat(buckets, since2) {
 		if _, err := b.CreateBucket(name); err != nil {
 			return err
 		}
@@ -328,6 +374,9 @@ func (o *Options) explain(err error) error {
 		e.Hint = "install that version or a later one"
 	case errors.Is(err, ErrNoSpace):
 		e.Msg, e.Hint = "gives out no addresses", "make room on its file system; releases go on"
+	case errors.Is(err, ErrUnconfirmed):
+		e.Msg, e.Code = "gives out no addresses of cluster pools yet", ipam.CodeTryAgainLater
+		e.Hint = "start underlayd, and let it reach the registry once"
 	case errors.Is(err, ErrLocked):
 		e.Msg, e.Code = "is busy", ipam.CodeTryAgainLater
 	case errors.Is(err, ErrReadOnly):

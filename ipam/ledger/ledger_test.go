@@ -27,7 +27,7 @@ func TestOpenMakesALedgerOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(first.ID) != 36 || first.Schema != 1 || first.MachineID != "machine" || first.BootID != "boot-1" {
+	if len(first.ID) != 36 || first.Schema != schema || first.MachineID != "machine" || first.BootID != "boot-1" {
 		t.Errorf("info of a new ledger: %+v", first)
 	}
 	shut(t, l)

@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
 )
 
@@ -24,22 +25,36 @@ type model struct {
 	recs  map[netip.Addr]ipam.Record
 	atts  map[ipam.Attachment]ipam.AttachmentRecord
 	pools map[string]ipam.Pool
+	// mine has the addresses of the cluster pool that may be given out.
+	mine map[netip.Addr]bool
+	// giving are those on their way out.
+	giving map[netip.Addr]bool
+	// registry has the records of its blocks.
+	registry map[netip.Prefix]lease.Seen
+	rev      lease.Rev
 }
+
+// here reports whether the node may give out an address of a pool.
+func (m *model) here(uuid string, a netip.Addr) bool { return uuid == "" || m.mine[a] }
 
 func (m *model) clone() *model {
 	c := *m
-	c.recs, c.atts, c.pools = maps.Clone(m.recs), maps.Clone(m.atts), maps.Clone(m.pools)
+	c.recs, c.atts, c.pools, c.mine = maps.Clone(m.recs), maps.Clone(m.atts), maps.Clone(m.pools), maps.Clone(m.mine)
+	c.giving, c.registry = maps.Clone(m.giving), maps.Clone(m.registry)
 	return &c
 }
 
 func (m *model) release(att ipam.AttachmentRecord, req ipam.ReleaseRequest) {
 	for _, a := range att.Addresses {
 		r := m.recs[a]
-		p := m.pools[r.Pool]
+		p := m.pools[r.PoolID()]
 		r.Since, r.MissedAt = m.now, time.Time{}
 		sticky := p.Sticky != "" && r.Owner != ""
 		c := slices.IndexFunc(req.Conflict, func(c ipam.Conflict) bool { return c.Address == a })
 		switch {
+		case !m.here(r.PoolUUID, a):
+			delete(m.recs, a)
+			continue
 		case c >= 0:
 			r.State, r.Until, r.Reason = ipam.Quarantined, m.now.Add(p.Quarantine), req.Conflict[c].Reason
 		case p.Rest(r.Owner) == 0 || req.Undo && !sticky:
@@ -69,7 +84,7 @@ func (m *model) allocate(req ipam.AllocateRequest) (may [][]netip.Addr, known bo
 		for i, a := range old.Addresses {
 			if fits {
 				_, usable := req.Pool.Sets[i].Find(a)
-				fits = usable && m.recs[a].Pool == req.Pool.Name
+				fits = usable && m.recs[a].PoolID() == req.Pool.ID()
 			}
 		}
 		for _, a := range req.Addresses {
@@ -91,7 +106,7 @@ func (m *model) allocate(req ipam.AllocateRequest) (may [][]netip.Addr, known bo
 		}
 		r, taken := m.recs[a]
 		free := !taken || r.Over(m.now) || r.State == ipam.Cooling && (!r.Strict || r.Owner == req.Owner)
-		if !free || slices.Contains(req.Avoid, a) {
+		if !free || slices.Contains(req.Avoid, a) || !m.here(req.Pool.UUID, a) {
 			return nil, false, &ipam.TakenError{}
 		}
 		may[i] = []netip.Addr{a}
@@ -110,7 +125,7 @@ func (m *model) choices(req ipam.AllocateRequest, s ipam.RangeSet) []netip.Addr 
 	var parked, free, oldest []netip.Addr
 	for _, r := range s {
 		for a := r.First; r.Contains(a); a = a.Next() {
-			if !r.Usable(a) || slices.Contains(req.Avoid, a) {
+			if !r.Usable(a) || slices.Contains(req.Avoid, a) || !m.here(req.Pool.UUID, a) {
 				continue
 			}
 			rec, taken := m.recs[a]
@@ -118,7 +133,7 @@ func (m *model) choices(req ipam.AllocateRequest, s ipam.RangeSet) []netip.Addr 
 				free = append(free, a)
 				continue
 			}
-			if rec.State == ipam.Cooling && rec.Pool == req.Pool.Name &&
+			if rec.State == ipam.Cooling && rec.PoolID() == req.Pool.ID() &&
 				ownerOf(rec.Owner, rec.Attachment) == ownerOf(req.Owner, req.Attachment) {
 				parked = append(parked, a)
 			}
@@ -149,7 +164,7 @@ func (m *model) given(req ipam.AllocateRequest, out ipam.Allocation, known bool)
 	for _, a := range out.Addresses {
 		addr := a.Prefix.Addr()
 		att.Addresses = append(att.Addresses, addr)
-		recs[addr] = ipam.Record{Version: 1, Pool: req.Pool.Name, Address: a.Prefix, Gateway: a.Gateway, State: ipam.Held,
+		recs[addr] = ipam.Record{Version: record.Version, Pool: req.Pool.Name, PoolUUID: req.Pool.UUID, Address: a.Prefix, Gateway: a.Gateway, State: ipam.Held,
 			Attachment: req.Attachment, Netns: req.Netns, BootID: m.boot, MAC: out.MAC, Owner: req.Owner, Since: m.now}
 		old := m.recs[addr]
 		same = same && old.Owner == req.Owner && old.Netns == req.Netns && old.MissedAt.IsZero()
@@ -198,6 +213,7 @@ func (m *model) agree(l *Ledger) {
 			m.t.Fatalf("users of %+v: %v and %v, want %d and %d", u, vlan, host, wantVLAN, wantHost)
 		}
 	}
+	m.agreeBlocks(l)
 	if findings, err := l.Check(); err != nil || len(findings) > 0 {
 		m.t.Fatalf("check: %q, %v", findings, err)
 	}

@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
 )
 
 // TestModel has the ledger and the model take the same random steps. The
@@ -22,6 +23,9 @@ func TestModel(t *testing.T) {
 	pools[2].Sticky, pools[2].StickyFor = ipam.StickySoft, 5*time.Minute
 	pools[3].Sticky, pools[3].StickyFor = ipam.StickyStrict, 5*time.Minute
 	pools[4].CoolDown = 0
+	cluster := pool("shared", v4b)
+	cluster.UUID = clusterUUID
+	pools = append(pools, cluster, cluster)
 	someAddrs := func(t *rapid.T, name string, n int) (out []netip.Addr) {
 		for _, s := range rapid.SliceOfN(rapid.SampledFrom([]string{"10.0.0.1", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.9", "10.0.1.250", "2001:db8::2", "2001:db8::4"}), 0, n).Draw(t, name) {
 			out = append(out, netip.MustParseAddr(s))
@@ -37,7 +41,7 @@ func TestModel(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = l.Close() }()
-		m := &model{t: t, now: c.now, boot: o.BootID, recs: map[netip.Addr]ipam.Record{}, atts: map[ipam.Attachment]ipam.AttachmentRecord{}, pools: map[string]ipam.Pool{}}
+		m := &model{t: t, now: c.now, boot: o.BootID, recs: map[netip.Addr]ipam.Record{}, atts: map[ipam.Attachment]ipam.AttachmentRecord{}, pools: map[string]ipam.Pool{}, mine: map[netip.Addr]bool{}, giving: map[netip.Addr]bool{}, registry: map[netip.Prefix]lease.Seen{}}
 		anAttachment := rapid.Custom(func(t *rapid.T) ipam.Attachment {
 			return ipam.Attachment{Network: "lan", ContainerID: rapid.SampledFrom([]string{"a", "b", "c", "d", "e", "f", "g"}).Draw(t, "id"), IfName: rapid.SampledFrom([]string{"eth0", "net1"}).Draw(t, "ifname")}
 		})
@@ -48,7 +52,11 @@ func TestModel(t *testing.T) {
 			if l, err = Open(dirs.Context(), o); err != nil {
 				t.Fatal(err)
 			}
+			if err := l.Confirm(); err != nil {
+				t.Fatal(err)
+			}
 		}
+		reopen()
 		t.Repeat(map[string]func(*rapid.T){
 			"": func(t *rapid.T) { m.t = t; m.agree(l) },
 			"allocate": func(t *rapid.T) {
@@ -70,7 +78,7 @@ func TestModel(t *testing.T) {
 						t.Fatalf("error %v, want a %T", err, wantErr)
 					}
 					if full := (*ipam.ExhaustedError)(nil); errors.As(err, &full) {
-						if n := full.Counts; n.Usable != n.Held+n.Cooling+n.Quarantined+n.Reserved+n.Other {
+						if n := full.Counts; n.Usable != n.Held+n.Cooling+n.Quarantined+n.Reserved+n.Other+n.Giving+n.Elsewhere {
 							t.Fatalf("counts do not add up: %v", err)
 						}
 					}
@@ -103,7 +111,7 @@ func TestModel(t *testing.T) {
 					t.Fatalf("replaced %v, had %v and wants %v", got.Replaced, old, req.Uses)
 				}
 				if len(req.Pool.Sets) > 0 {
-					m.pools[req.Pool.Name] = req.Pool
+					m.pools[req.Pool.ID()] = req.Pool
 				}
 			},
 			"release": func(t *rapid.T) {
@@ -169,6 +177,7 @@ func TestModel(t *testing.T) {
 					m.setMissed(old, m.now)
 				}
 			},
+			"block": func(t *rapid.T) { m.block(t, l) },
 			"seen": func(t *rapid.T) {
 				a := anAttachment.Draw(t, "attachment")
 				if err := l.Seen([]ipam.Attachment{a}); err != nil {

@@ -3,11 +3,14 @@ package ledger
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/netip"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger/record"
 )
 
 // Attachment returns the record of an attachment and those of its addresses,
@@ -83,7 +86,8 @@ func (l *Ledger) Users(u ipam.Uses, most int) (vlan, hostAccess []ipam.Attachmen
 	return vlan, hostAccess, err
 }
 
-// Pools returns the local pools as they were last used, by name.
+// Pools returns the local pools as they were last used, and the cluster pools as
+// the registry has them, by ID.
 func (l *Ledger) Pools() (pools []ipam.Pool, err error) {
 	err = l.view(func(t *tx) (err error) {
 		pools, err = t.allPools()
@@ -93,8 +97,8 @@ func (l *Ledger) Pools() (pools []ipam.Pool, err error) {
 }
 
 func (t *tx) allPools() (pools []ipam.Pool, err error) {
-	err = t.bucket(bucketPool).ForEach(func(name, _ []byte) error {
-		p, _, err := t.pool(string(name))
+	err = t.bucket(bucketPool).ForEach(func(id, _ []byte) error {
+		p, _, err := t.pool(string(id))
 		pools = append(pools, p)
 		return err
 	})
@@ -106,7 +110,7 @@ func (t *tx) allPools() (pools []ipam.Pool, err error) {
 func (l *Ledger) Counts(p ipam.Pool) (out []ipam.Counts, err error) {
 	err = l.view(func(t *tx) error {
 		for _, set := range p.Sets {
-			n, err := t.counts(p.Name, set, nil)
+			n, err := t.counts(p, set, nil)
 			if err != nil {
 				return err
 			}
@@ -155,7 +159,7 @@ func (l *Ledger) Info() (Info, error) {
 // fileInfo is the part of Info that is not in the file. It must not be asked
 // for within a transaction: a writer may be waiting for that to end.
 func (l *Ledger) fileInfo() Info {
-	info := Info{Path: l.o.dbPath(), Schema: schema}
+	info := Info{Path: l.o.dbPath()}
 	info.Size, info.FreeBytes = l.file.Size()
 	if err := l.Refused(); err != nil {
 		info.Refused = err.Error()
@@ -165,6 +169,9 @@ func (l *Ledger) fileInfo() Info {
 
 func (t *tx) info(info *Info) (err error) {
 	if info.ID, info.Sequence, err = t.identity(); err != nil {
+		return err
+	}
+	if info.Schema, err = t.schema(); err != nil {
 		return err
 	}
 	info.MachineID = string(t.get(bucketMeta, keyMachine))
@@ -246,4 +253,122 @@ func (l *Ledger) Export(w io.Writer) error {
 		_, err = d.WriteTo(w)
 	}
 	return err
+}
+
+// Node is the identity under which this node leases blocks: the ledger's ID.
+func (l *Ledger) Node() (n lease.Node, err error) {
+	err = l.view(func(t *tx) error {
+		n = t.node()
+		return nil
+	})
+	return n, err
+}
+
+// Block is what the ledger has of a block of a cluster pool.
+type Block struct {
+	lease.Book
+	// Keys of the sticky owners that hold addresses of it: lease.Goal.Tag.
+	Keys map[netip.Addr]string
+}
+
+// Blocks returns those that the ledger knows of a pool, which is a UUID, in
+// order.
+func (l *Ledger) Blocks(pool string) (out []Block, err error) {
+	id := ipam.Pool{UUID: pool}.ID()
+	err = l.view(func(t *tx) error {
+		p, _, err := t.pool(id)
+		if err != nil {
+			return err
+		}
+		return t.blocks(id, func(kept record.Block) error {
+			b := Block{Keys: map[netip.Addr]string{}}
+			if b.Book, _, err = t.book(id, kept.CIDR); err != nil {
+				return err
+			}
+			out = append(out, b)
+			return t.recordsOf(id, kept.CIDR, func(rec ipam.Record) {
+				if p.Sticky != ipam.NotSticky && rec.State == ipam.Held && rec.Owner != "" {
+					b.Keys[rec.Address.Addr()] = rec.Owner
+				}
+			})
+		})
+	})
+	return out, err
+}
+
+// Book returns the lease.Book of one block, known or not.
+func (l *Ledger) Book(pool string, cidr netip.Prefix) (b lease.Book, err error) {
+	err = l.view(func(t *tx) (err error) {
+		b, _, err = t.book(ipam.Pool{UUID: pool}.ID(), cidr)
+		return err
+	})
+	return b, err
+}
+
+// Spare is an address of a cluster pool that is the node's and not in use.
+type Spare struct {
+	Address netip.Addr
+	// Owner is the sticky key that it rests for, "" if it does not or that is
+	// over. Then it may go to nobody else if it is Strict.
+	Owner  string
+	Strict bool
+	// Since and Until are of its rest.
+	Since, Until time.Time
+}
+
+// Spares lists up to n addresses of a pool in the order in which they are to be
+// given to other nodes: those that do not rest, then those whose rest ends
+// first. pool is a UUID.
+func (l *Ledger) Spares(pool string, n int) (out []Spare, err error) {
+	id := ipam.Pool{UUID: pool}.ID()
+	err = l.view(func(t *tx) error {
+		p, _, err := t.pool(id)
+		if err != nil || t.bucket(bucketFree) == nil {
+			return err
+		}
+		for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			if err := t.freeFrom(p, a, func(a netip.Addr) bool {
+				out = append(out, Spare{Address: a})
+				return len(out) < n
+			}); err != nil {
+				return err
+			}
+		}
+		var inner error
+		err = t.resting(func(r resting) bool {
+			var rec ipam.Record
+			if rec, inner = t.record(r.addr); inner == nil && rec.PoolID() == id && t.status(rec) == lease.Free && len(out) < n {
+				s := Spare{Address: r.addr, Since: rec.Since, Until: rec.Until}
+				if !rec.Over(t.now) && p.Sticky != ipam.NotSticky {
+					s.Owner, s.Strict = rec.Owner, rec.Strict
+				}
+				out = append(out, s)
+			}
+			return inner == nil && len(out) < n
+		})
+		return errors.Join(err, inner)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// freeFrom calls fn with the addresses from a on, of its family, that a cluster
+// pool gives out and that nobody uses, until it returns false.
+func (t *tx) freeFrom(p ipam.Pool, a netip.Addr, fn func(netip.Addr) bool) error {
+	for a.IsValid() {
+		r, ok, err := t.freeRuns(p.ID()).From(a)
+		if err != nil || !ok {
+			return corrupt(err)
+		}
+		if a.Less(r.First) {
+			a = r.First
+		}
+		if _, usable := p.Find(a); usable && !fn(a) {
+			return nil
+		}
+		a = a.Next()
+	}
+	return nil
 }

@@ -1,12 +1,18 @@
 package ledger
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger/spool"
+	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 // What a pool says of these goes first. It is unknown after a rebuild, until
@@ -84,9 +90,12 @@ func (t *tx) release(att ipam.AttachmentRecord, req ipam.ReleaseRequest) (out ip
 // released returns what becomes of the record of a held address; the zero
 // Record if the address is free at once.
 func (t *tx) released(rec ipam.Record, req ipam.ReleaseRequest) (ipam.Record, error) {
-	p, known, err := t.pool(rec.Pool)
+	p, known, err := t.pool(rec.PoolID())
 	if err != nil {
 		return rec, err
+	}
+	if here, err := t.mine(ipam.Pool{UUID: rec.PoolUUID}, rec.Address.Addr()); err != nil || !here {
+		return ipam.Record{}, err // whether it rests is up to the node that has it
 	}
 	if !known {
 		p.CoolDown = defaultCoolDown
@@ -245,4 +254,108 @@ func (l *Ledger) sweepBoot() error {
 		}
 		return t.put(bucketMeta, keyBoot, []byte(t.boot))
 	})
+}
+
+// Spool writes a release down for the next one who opens the ledger for
+// writing, in the folder released.d of the first of dirs that takes it: the
+// data folder, then the run folder. It needs no lock. Records made after the
+// call are spared (ReleaseRequest.Before).
+func Spool(dirs []string, req ipam.ReleaseRequest) error {
+	if err := checkRelease(req); err != nil {
+		return err
+	}
+	if err := spool.Write(dirs, req); err != nil {
+		return fmt.Errorf("spool the release of %s: %w", req.Attachment, err)
+	}
+	return nil
+}
+
+func checkRelease(req ipam.ReleaseRequest) error { return checkAttachment(req.Attachment) }
+
+// Drain applies what was spooled while the ledger is open, by callers whom it
+// had no time to answer. An Allocate that begins after theirs must come after
+// it, too.
+func (l *Ledger) Drain() error { return l.o.explain(l.drain()) }
+
+// drain applies the spooled releases in one transaction and removes their
+// files. If it dies in between they are applied again, to the same effect:
+// nobody allocates before they are gone.
+func (l *Ledger) drain() error {
+	l.spool.Lock()
+	defer l.spool.Unlock()
+	var files []string
+	var reqs []ipam.ReleaseRequest
+	for _, dir := range []string{l.o.DataDir, l.o.RunDir} {
+		err := spool.Read(dir, l.o.Now(), checkRelease, func(file string, req ipam.ReleaseRequest) {
+			files, reqs = append(files, file), append(reqs, req)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if len(files) == 0 {
+		return nil
+	}
+	err := l.update(func(t *tx) error {
+		for _, req := range reqs {
+			if _, err := t.releaseKnown(req); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		fault.Point("ledger.drain.applied")
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Renew gives the ledger of a node that was removed a new ID, and so makes it
+// another node: of what it leased nothing is left. What containers hold stays
+// theirs until they are gone, and is nobody's to give out then.
+func (l *Ledger) Renew() (lease.Node, error) {
+	id := newID()
+	err := l.update(func(t *tx) error {
+		if t.bucket(bucketBlock) == nil {
+			return errOldSchema
+		}
+		var gone [][]byte
+		err := t.bucket(bucketBlock).ForEach(func(k, _ []byte) error {
+			gone = append(gone, bytes.Clone(k))
+			return nil
+		})
+		for _, k := range gone {
+			if err == nil {
+				err = t.loseBlock(k)
+			}
+		}
+		return errors.Join(err, t.put(bucketMeta, keyFormer, t.get(bucketMeta, keyID)), t.put(bucketMeta, keyID, []byte(id)))
+	})
+	if err != nil {
+		return "", err
+	}
+	fault.Point("ledger.renew.kept")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.id = id
+	return lease.Node(id), l.o.explain(l.writeMark(false))
+}
+
+// loseBlock forgets a block, and all of its addresses that nobody holds.
+func (t *tx) loseBlock(key []byte) error {
+	b, err := decodeBlock(key, t.get(bucketBlock, key))
+	if err != nil {
+		return err
+	}
+	pool := string(key[:len(key)-len(addrKey(b.CIDR.Addr()))-1])
+	if err := t.keepBook(pool, b, lease.Book{CIDR: b.CIDR, Rev: b.Rev}, func(netip.Addr) bool { return false }); err != nil {
+		return err
+	}
+	return t.del(bucketBlock, key)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
+	"github.com/underlay-cni/underlay/ipam/ledger/run"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
@@ -77,13 +78,13 @@ func (c *checker) check() {
 	}
 	runs := c.addresses()
 	c.each(bucketRun, func(k, v []byte) error {
-		first, last, err := decodeRun(k, v)
+		r, err := run.Decode(k, v)
 		if err != nil {
 			return err
 		}
-		at := slices.Index(runs, ipam.Interval{First: first, Last: last})
+		at := slices.Index(runs, r)
 		if at < 0 {
-			return fmt.Errorf("run %s-%s is not that of the records", first, last)
+			return fmt.Errorf("run %s is not that of the records", r)
 		}
 		runs = slices.Delete(runs, at, at+1) // the first one, if both are in order
 		return nil
@@ -119,10 +120,13 @@ func (c *checker) check() {
 		return fmt.Errorf("parked address %q is not that of a record", k)
 	})
 	c.attachmentsAndUsers()
+	if c.bucket(bucketBlock) != nil {
+		c.blocksAndFree()
+	}
 	c.each(bucketPool, func(k, _ []byte) error {
 		p, _, err := c.pool(string(k))
-		if err == nil && p.Name != string(k) {
-			err = fmt.Errorf("pool %q says it is %q", k, p.Name)
+		if err == nil && p.ID() != string(k) {
+			err = fmt.Errorf("pool %q says it is %q", k, p.ID())
 		}
 		return err
 	})

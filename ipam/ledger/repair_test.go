@@ -16,6 +16,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/ipam/ledger/spool"
 )
 
 func TestRebuild(t *testing.T) {
@@ -100,7 +101,7 @@ func TestSpool(t *testing.T) {
 	}
 	shut(t, l)
 	c.add(time.Second)
-	spool := func(dir string, req ipam.ReleaseRequest) {
+	spooled := func(dir string, req ipam.ReleaseRequest) {
 		t.Helper()
 		if req.Before.IsZero() {
 			req.Before = c.now
@@ -109,12 +110,12 @@ func TestSpool(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	spool(o.DataDir, ipam.ReleaseRequest{Attachment: att("a"), Undo: true})
-	spool(o.RunDir, ipam.ReleaseRequest{Attachment: att("b")})
-	spool(o.RunDir, ipam.ReleaseRequest{Attachment: att("unknown")})
-	spool(o.RunDir, ipam.ReleaseRequest{Attachment: att("later"), Before: c.now.Add(-time.Minute)})
+	spooled(o.DataDir, ipam.ReleaseRequest{Attachment: att("a"), Undo: true})
+	spooled(o.RunDir, ipam.ReleaseRequest{Attachment: att("b")})
+	spooled(o.RunDir, ipam.ReleaseRequest{Attachment: att("unknown")})
+	spooled(o.RunDir, ipam.ReleaseRequest{Attachment: att("later"), Before: c.now.Add(-time.Minute)})
 	// What nobody can read is put aside.
-	dir := filepath.Join(o.DataDir, spoolName)
+	dir := filepath.Join(o.DataDir, spool.Folder)
 	for name, content := range map[string]string{
 		"1.json": "", "2.json": "{", "3.json": `{"attachment":{"network":"lan","containerID":"c","ifName":"eth0"}}`,
 		"4.json": `{"attachment":{"network":"lan","containerID":"c"},"before":"2099-01-01T00:00:00Z"}`,
@@ -142,7 +143,7 @@ func TestSpool(t *testing.T) {
 	}
 	var left []string
 	for _, d := range []string{o.DataDir, o.RunDir} {
-		entries, err := os.ReadDir(filepath.Join(d, spoolName))
+		entries, err := os.ReadDir(filepath.Join(d, spool.Folder))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,15 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
+	"github.com/underlay-cni/underlay/ipam/ledger/run"
 )
 
-// The buckets of schema 1. Keys of several parts have a zero byte after each
+// The buckets of schema 2. Keys of several parts have a zero byte after each
 // but the last; an address in a key is '4' or '6' and its 4 or 16 bytes.
 var (
 	// bucketMeta: what the ledger is; its sequence counts the transactions.
@@ -23,7 +26,8 @@ var (
 	bucketAddress = []byte("address")
 	// bucketAttachment: network, container, interface -> ipam.AttachmentRecord.
 	bucketAttachment = []byte("attachment")
-	// bucketPool: pool -> ipam.Pool as last used.
+	// bucketPool: ID -> ipam.Pool, a local one as last used, a cluster pool as
+	// the registry has it.
 	bucketPool = []byte("pool")
 	// bucketCursor: pool, range set -> the address given out last.
 	bucketCursor = []byte("cursor")
@@ -32,13 +36,23 @@ var (
 	bucketRest   = []byte("rest")
 	bucketParked = []byte("parked")
 	bucketUser   = []byte("user")
+	// bucketBlock: cluster pool, first address of a block -> record.Block.
+	bucketBlock = []byte("block")
+	// bucketFree: see index.go.
+	bucketFree = []byte("free")
 
 	buckets = [][]byte{bucketMeta, bucketAddress, bucketAttachment, bucketPool,
 		bucketCursor, bucketRun, bucketRest, bucketParked, bucketUser}
+	// since2 are those that schema 1 does not have.
+	since2 = [][]byte{bucketBlock, bucketFree}
 
 	keySchema  = []byte("schema")
 	keyID      = []byte("id")
 	keyMachine = []byte("machine")
+	// keyFormer is the ID before Renew.
+	keyFormer = []byte("former")
+	// keyPast is what is remembered of the registry, a lease.Past.
+	keyPast = []byte("registry")
 	// keyBoot is the boot that the ledger was last opened for writing in.
 	keyBoot = []byte("boot")
 )
@@ -53,6 +67,8 @@ type tx struct {
 	// even tightFree is not left.
 	short error
 	tight bool
+	// unconfirmed says why nothing of cluster pools is given out, if so.
+	unconfirmed error
 	// dirty is set by the first change.
 	dirty bool
 	// shared: others' changes are in the same transaction. trail is for undo.
@@ -92,17 +108,28 @@ func (t *tx) identity() (id string, seq uint64, err error) {
 			return "", 0, fmt.Errorf("%w: it has no %q", ErrCorrupt, name)
 		}
 	}
-	v := t.get(bucketMeta, keySchema)
-	if len(v) != 4 || binary.BigEndian.Uint32(v) < schema {
-		return "", 0, fmt.Errorf("%w: its schema %x is none", ErrCorrupt, v)
-	}
-	if got := binary.BigEndian.Uint32(v); got > schema {
+	got, err := t.schema()
+	switch {
+	case err != nil:
+		return "", 0, err
+	case got > schema:
 		return "", 0, fmt.Errorf("%w: schema %d, and this one knows %d", ErrNewerSchema, got, schema)
+	case got == schema && (t.bucket(bucketBlock) == nil || t.bucket(bucketFree) == nil):
+		return "", 0, fmt.Errorf("%w: it has no blocks", ErrCorrupt)
 	}
 	if id = string(t.get(bucketMeta, keyID)); id == "" {
 		return "", 0, fmt.Errorf("%w: it has no ID", ErrCorrupt)
 	}
 	return id, t.bucket(bucketMeta).Sequence(), nil
+}
+
+// schema returns that of the file. One of schema 1 has no cluster pools.
+func (t *tx) schema() (int, error) {
+	v := t.get(bucketMeta, keySchema)
+	if len(v) != 4 || binary.BigEndian.Uint32(v) == 0 {
+		return 0, fmt.Errorf("%w: its schema %x is none", ErrCorrupt, v)
+	}
+	return int(binary.BigEndian.Uint32(v)), nil
 }
 
 // join makes a key of several parts.
@@ -117,21 +144,10 @@ func join(parts ...string) []byte {
 	return key
 }
 
-func addrKey(a netip.Addr) []byte {
-	if a.Is4() {
-		return append([]byte{'4'}, a.AsSlice()...)
-	}
-	return append([]byte{'6'}, a.AsSlice()...)
-}
+func addrKey(a netip.Addr) []byte { return run.Key(a) }
 
 // parseAddr is the inverse of addrKey; ok is false for anything else.
-func parseAddr(key []byte) (a netip.Addr, ok bool) {
-	if len(key) == 0 {
-		return a, false
-	}
-	a, ok = netip.AddrFromSlice(key[1:])
-	return a, ok && !a.Is4In6() && bytes.Equal(addrKey(a), key)
-}
+func parseAddr(key []byte) (a netip.Addr, ok bool) { return run.ParseKey(key) }
 
 func attachmentKey(a ipam.Attachment) []byte { return join(a.Network, a.ContainerID, a.IfName) }
 
@@ -204,6 +220,7 @@ func (t *tx) setRecord(old, next ipam.Record) error {
 	if rests(next) {
 		errs = append(errs, t.rest(next))
 	}
+	errs = append(errs, t.moveFree(old, next))
 	switch {
 	case next.State == "":
 		errs = append(errs, t.del(bucketAddress, addrKey(old.Address.Addr())), t.loosen(old.Address.Addr()))
@@ -267,28 +284,100 @@ func (t *tx) attachments(fn func(ipam.AttachmentRecord) error) error {
 	})
 }
 
-// pool returns the pool of that name as last used.
-func (t *tx) pool(name string) (p ipam.Pool, known bool, err error) {
-	if p, known = t.pools[name]; known {
+// pool returns the pool of an ID.
+func (t *tx) pool(id string) (p ipam.Pool, known bool, err error) {
+	if p, known = t.pools[id]; known {
 		return p, true, nil
 	}
-	v := t.get(bucketPool, []byte(name))
+	v := t.get(bucketPool, []byte(id))
 	if v == nil {
 		return p, false, nil
 	}
 	if p, err = record.DecodePool(v); err != nil {
-		return ipam.Pool{}, false, fmt.Errorf("%w: pool %q: %w", ErrCorrupt, name, err)
+		return ipam.Pool{}, false, fmt.Errorf("%w: pool %q: %w", ErrCorrupt, id, err)
 	}
-	t.pools[name] = p
+	t.pools[id] = p
 	return p, true, nil
 }
 
 // keepPool stores a pool unless it is stored just so.
 func (t *tx) keepPool(p ipam.Pool) error {
 	v := record.EncodePool(p)
-	if bytes.Equal(v, t.get(bucketPool, []byte(p.Name))) {
+	if bytes.Equal(v, t.get(bucketPool, []byte(p.ID()))) {
 		return nil
 	}
-	t.pools[p.Name] = p
-	return t.put(bucketPool, []byte(p.Name), v)
+	t.pools[p.ID()] = p
+	return t.put(bucketPool, []byte(p.ID()), v)
+}
+
+// cluster returns the cluster pool of a name.
+func (t *tx) cluster(name string) (ipam.Pool, error) {
+	pools, err := t.allPools()
+	if err != nil {
+		return ipam.Pool{}, err
+	}
+	for _, p := range pools {
+		if p.UUID != "" && p.Name == name {
+			return p, nil
+		}
+	}
+	return ipam.Pool{}, &ipam.FieldError{Place: "ipam.pool", Code: ipam.CodeTryAgainLater,
+		Msg: fmt.Sprintf("this node knows no pool %q; it may be new, and underlayd has to tell of it", name)}
+}
+
+// SetPools replaces all cluster pools by what the registry says of them. One
+// that is missing gives out nothing any more; what is held of it stays.
+func (l *Ledger) SetPools(pools []ipam.Pool) error {
+	for _, p := range pools {
+		if p.UUID == "" || p.Name == "" {
+			return fmt.Errorf("pool %q has no name or UUID, so it is none of a cluster", p.Name)
+		}
+		if err := checkNames([2]string{"name", p.Name}, [2]string{"uuid", p.UUID}); err != nil {
+			return err
+		}
+	}
+	return l.update(func(t *tx) error {
+		old, err := t.allPools()
+		if err != nil {
+			return err
+		}
+		for _, p := range old {
+			if p.UUID != "" && !slices.ContainsFunc(pools, func(n ipam.Pool) bool { return n.UUID == p.UUID }) {
+				delete(t.pools, p.ID())
+				if err := t.del(bucketPool, []byte(p.ID())); err != nil {
+					return err
+				}
+			}
+		}
+		for _, p := range pools {
+			if err := t.keepPool(p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Past returns what the ledger remembers of the registry.
+func (l *Ledger) Past() (p lease.Past, err error) {
+	err = l.view(func(t *tx) (err error) {
+		if v := t.get(bucketMeta, keyPast); v != nil {
+			if p, err = record.DecodePast(v); err != nil {
+				err = fmt.Errorf("%w: what it remembers of the registry: %w", ErrCorrupt, err)
+			}
+		}
+		return err
+	})
+	return p, err
+}
+
+// Remember replaces what Past returns.
+func (l *Ledger) Remember(p lease.Past) error {
+	return l.update(func(t *tx) error {
+		v := record.EncodePast(p)
+		if bytes.Equal(v, t.get(bucketMeta, keyPast)) {
+			return nil
+		}
+		return t.put(bucketMeta, keyPast, v)
+	})
 }

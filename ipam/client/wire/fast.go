@@ -121,6 +121,7 @@ func (o *object) allocate(r *ipam.AllocateRequest) {
 		o.text("ifName", r.Attachment.IfName)
 	})
 	o.in("pool", "{}", func(o *object) { o.pool(&r.Pool) })
+	o.text("cluster", r.Cluster)
 	o.list("addresses", len(r.Addresses), func(i int) { o.quote(r.Addresses[i].String()) })
 	o.list("places", len(r.Places), func(i int) { o.quote(r.Places[i]) })
 	o.list("avoid", len(r.Avoid), func(i int) { o.quote(r.Avoid[i].String()) })
@@ -150,6 +151,7 @@ func (o *object) allocate(r *ipam.AllocateRequest) {
 
 func (o *object) pool(p *ipam.Pool) {
 	o.text("name", p.Name)
+	o.text("uuid", p.UUID)
 	o.list("sets", len(p.Sets), func(i int) {
 		o.nest("[]", func(o *object) {
 			for _, r := range p.Sets[i] {

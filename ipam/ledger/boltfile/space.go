@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -138,4 +139,34 @@ func extend(f *os.File, off, n int64) error {
 		n -= int64(k)
 	}
 	return nil
+}
+
+// CopyTo makes a copy of the file as it is, in one piece: after a crash there is
+// none, or a whole one.
+func (f *File) CopyTo(path string) (err error) {
+	temp := path + ".tmp"
+	defer func() {
+		if err != nil {
+			_ = os.Remove(temp)
+		}
+	}()
+	out, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = f.View(func(tx *bbolt.Tx) error {
+		_, err := tx.WriteTo(out)
+		return err
+	})
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
+		return err
+	}
+	fault.Point("ledger.copy.written")
+	if err := os.Rename(temp, path); err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
 }

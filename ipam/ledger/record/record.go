@@ -15,8 +15,11 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 )
 
-// Version of the form.
-const Version = 1
+// Versions of the forms. Older ones are read too.
+const (
+	Version     = 2 // 1 has no PoolUUID
+	PoolVersion = 2 // 1 has no UUID
+)
 
 // withPort is the version of an attachment's record that has Uses.Port.
 const withPort = 2
@@ -27,7 +30,7 @@ func AttachmentVersion(u ipam.Uses) int {
 	if u.Port != "" {
 		return withPort
 	}
-	return Version
+	return 1
 }
 
 // Encode returns the form of the record of an address.
@@ -35,6 +38,9 @@ func Encode(r ipam.Record) []byte {
 	w := writer{}
 	w.number(uint64(r.Version))
 	w.text(r.Pool)
+	if r.Version > 1 {
+		w.text(r.PoolUUID)
+	}
 	w.prefix(r.Address)
 	w.addr(r.Gateway)
 	w.text(string(r.State))
@@ -57,6 +63,9 @@ func Decode(value []byte) (r ipam.Record, err error) {
 	d := reader{b: value}
 	r.Version = d.version(Version)
 	r.Pool = d.text()
+	if r.Version > 1 {
+		r.PoolUUID = d.text()
+	}
 	r.Address = d.prefix()
 	r.Gateway = d.addr()
 	r.State = ipam.State(d.text())
@@ -120,8 +129,9 @@ func DecodeAttachment(value []byte) (r ipam.AttachmentRecord, err error) {
 // EncodePool returns the form of a pool.
 func EncodePool(p ipam.Pool) []byte {
 	w := writer{}
-	w.number(Version)
+	w.number(PoolVersion)
 	w.text(p.Name)
+	w.text(p.UUID)
 	w.number(uint64(len(p.Sets)))
 	for _, set := range p.Sets {
 		w.number(uint64(len(set)))
@@ -145,8 +155,11 @@ func EncodePool(p ipam.Pool) []byte {
 // DecodePool is the inverse of EncodePool.
 func DecodePool(value []byte) (p ipam.Pool, err error) {
 	d := reader{b: value}
-	d.version(Version)
+	version := d.version(PoolVersion)
 	p.Name = d.text()
+	if version > 1 {
+		p.UUID = d.text()
+	}
 	p.Sets = list(&d, func(d *reader) ipam.RangeSet {
 		return list(d, func(d *reader) ipam.Range {
 			return ipam.Range{Subnet: d.prefix(), Interval: d.interval(), Gateway: d.addr(), Exclude: list(d, (*reader).interval)}

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
 )
 
 var (
@@ -19,7 +20,7 @@ var (
 	full = ipam.Record{
 		Version: Version, Pool: "lan", Address: netip.MustParsePrefix("192.0.2.10/24"), Gateway: netip.MustParseAddr("192.0.2.1"),
 		State: ipam.Cooling, Attachment: att, Runtime: "containerd", Netns: ipam.Netns{Path: "/run/netns/a", Dev: 4, Inode: 1 << 40},
-		BootID: "b", MAC: "02:00:00:00:00:01", Owner: "default/web", Since: at, Until: at.Add(time.Hour), Strict: true,
+		PoolUUID: "u", BootID: "b", MAC: "02:00:00:00:00:01", Owner: "default/web", Since: at, Until: at.Add(time.Hour), Strict: true,
 		Reason: "because", MissedAt: at.Add(-time.Hour),
 	}
 	attached = ipam.AttachmentRecord{
@@ -37,6 +38,44 @@ var (
 		}}},
 	}
 )
+
+func block() Block {
+	b := Block{CIDR: netip.MustParsePrefix("2001:db8::30/124"), Rev: 7, Giving: map[netip.Addr]lease.Entry{
+		netip.MustParseAddr("2001:db8::3f"): {Key: "ns/web-0", Since: at},
+		netip.MustParseAddr("2001:db8::31"): {Node: "n"},
+	}}
+	b.Set(netip.MustParseAddr("2001:db8::30"))
+	b.Set(netip.MustParseAddr("2001:db8::39"))
+	return b
+}
+
+func TestBlock(t *testing.T) {
+	t.Parallel()
+	b := block()
+	var has []string
+	b.Each(func(a netip.Addr) { has = append(has, a.String()) })
+	if diff := cmp.Diff([]string{"2001:db8::30", "2001:db8::39"}, has); diff != "" {
+		t.Errorf("addresses (-want +got):\n%s", diff)
+	}
+	for addr, want := range map[string]bool{"2001:db8::39": true, "2001:db8::38": false, "2001:db8::3f": false, "2001:db8::49": false} {
+		if got := b.Has(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("has %s: %v", addr, got)
+		}
+	}
+	for name, change := range map[string]func(*Block){
+		"no block":       func(b *Block) { b.CIDR = netip.MustParsePrefix("2001:db8::/64") },
+		"host bits":      func(b *Block) { b.CIDR = netip.MustParsePrefix("2001:db8::31/124") },
+		"too many marks": func(b *Block) { b.Mine = []byte{1, 2, 3} },
+		"an empty byte":  func(b *Block) { b.Mine = []byte{1, 0} },
+		"both":           func(b *Block) { b.Set(netip.MustParseAddr("2001:db8::3f")) },
+	} {
+		b := block()
+		change(&b)
+		if _, err := DecodeBlock(EncodeBlock(b)); err == nil {
+			t.Errorf("%s: is decoded", name)
+		}
+	}
+}
 
 // cycle encodes and decodes, and sees that nothing but the whole is accepted.
 func cycle[T any](encode func(T) []byte, decode func([]byte) (T, error)) func(*testing.T, T) {
@@ -73,6 +112,10 @@ func TestCycle(t *testing.T) {
 	attachment(t, ipam.AttachmentRecord{Version: withPort})
 	attachment(t, ipam.AttachmentRecord{Version: 1, Attachment: att, Uses: ipam.Uses{Parent: "eth1", VLAN: 5}, Since: at})
 	ranges(t, pool)
+	address(t, ipam.Record{Version: 1, Pool: "lan", State: ipam.Held})
+	cycle(EncodeBlock, DecodeBlock)(t, block())
+	cycle(EncodeBlock, DecodeBlock)(t, Block{CIDR: netip.MustParsePrefix("10.0.0.4/30")})
+	cycle(EncodePast, DecodePast)(t, lease.Past{Cluster: "c", Epoch: lease.Epoch{Number: 3, ID: "e"}, Rev: 1 << 40})
 	long := ipam.Range{Subnet: netip.MustParsePrefix("10.0.0.0/8")}
 	for i := range 70_000 {
 		a := netip.AddrFrom4([4]byte{10, byte(i >> 15), byte(i >> 7), byte(i << 1)})
@@ -91,10 +134,13 @@ func FuzzDecode(f *testing.F) {
 	f.Add(Encode(full))
 	f.Add(EncodeAttachment(attached))
 	f.Add(EncodePool(pool))
+	f.Add(EncodeBlock(block()))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		again(t, value, Encode, Decode)
 		again(t, value, EncodeAttachment, DecodeAttachment)
 		again(t, value, EncodePool, DecodePool)
+		again(t, value, EncodeBlock, DecodeBlock)
+		again(t, value, EncodePast, DecodePast)
 	})
 }
 
