@@ -1,0 +1,96 @@
+package leases
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+)
+
+// HolderError is returned when a sticky owner waits for an address that it still
+// uses on another node.
+type HolderError struct {
+	Owner  string
+	Addr   netip.Addr
+	Holder lease.Node
+}
+
+func (e *HolderError) Error() string {
+	return fmt.Sprintf("%q still has %s on node %s; it can have it here when it is released there", e.Owner, e.Addr, e.Holder)
+}
+
+// CNICode asks the runtime to try again later.
+func (e *HolderError) CNICode() uint { return ipam.CodeTryAgainLater }
+
+// Need takes one step to where an ADD finds an address of a range set: it leases
+// or claims, or asks the other nodes. It is for an ADD that got none, and comes
+// before the ledger's choice where a sticky owner may have its address elsewhere:
+// the ledger knows this node alone. got is true when it is worth while to
+// allocate. Without it, and without an error, look again soon, and LetGo when the
+// ADD waits no more.
+func (t *Trader) Need(ctx context.Context, v *registry.View, p record.Pool, set int, owner string) (got bool, err error) {
+	me, err := t.Ledger.Node()
+	if err != nil {
+		return false, err
+	}
+	if err := t.tend(ctx, v, p, me); err != nil {
+		return false, err
+	}
+	own, free, err := t.freeIn(p, set, owner)
+	if own || err != nil {
+		return own, err
+	}
+	search, err := v.Search(p, set, lease.Search{Node: me, Key: owner, Now: t.now(), Waiting: true, Attempt: t.refused[p.UUID]})
+	if err != nil {
+		return false, err
+	}
+	found := search.Find()
+	switch {
+	case free && !found.Addr.IsValid():
+		return true, nil // the owner has nothing anywhere
+	case found.Holder != "":
+		return false, &HolderError{owner, found.Addr, found.Holder}
+	case found.CIDR.IsValid():
+		if err := v.Room(p.UUID, 1); err != nil {
+			return false, err
+		}
+		if err := t.to(ctx, v, p, found.CIDR, found.Goal); err != nil {
+			return false, err
+		}
+		own, free, err := t.freeIn(p, set, owner)
+		return own || free, err
+	case found.Ask:
+		have := 0
+		for _, s := range v.Seen(p.UUID) {
+			have += s.Block.Nodes()[me]
+		}
+		t.Registry.Raise(ctx, t.Session, p.UUID, me, have) // up already is as good
+	}
+	return false, nil
+}
+
+// LetGo takes down the flag that Need may have raised.
+func (t *Trader) LetGo(ctx context.Context, p record.Pool) error {
+	me, err := t.Ledger.Node()
+	if err != nil {
+		return err
+	}
+	return t.Registry.Lower(ctx, p.UUID, me)
+}
+
+// freeIn reports whether an owner can be given something of a range set on this
+// node at once: what it had last, or anything.
+func (t *Trader) freeIn(p record.Pool, set int, owner string) (own, free bool, err error) {
+	spares, err := t.Ledger.Spares(p.UUID, maxSpares)
+	for _, s := range spares {
+		if _, usable := p.Sets[set].Find(s.Address); usable {
+			own = own || owner != "" && s.Owner == owner
+			free = free || !s.Strict || s.Owner == owner
+		}
+	}
+	return own, free, err
+}

@@ -1,0 +1,343 @@
+package leases
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+)
+
+// rememberEvery is how often the revision of the registry is written down; each
+// time costs a durable transaction.
+const rememberEvery = 10 * time.Second
+
+// maxSpares bounds how many unused addresses are looked at in one go.
+const maxSpares = 4096
+
+// StandingError is returned by Round when a node must not trade.
+type StandingError struct{ Standing lease.Standing }
+
+func (e *StandingError) Error() string {
+	return fmt.Sprintf("this node must not change what is whose: its standing in the registry is %d", e.Standing)
+}
+
+// flag is an answer to a raised flag that this node may have to give.
+type flag struct {
+	node lease.Node
+	rev  lease.Rev
+}
+
+// memory is what lasts from one round to the next.
+type memory struct {
+	remembered time.Time
+	// first are the revisions of blocks at their first read, until the leases
+	// are confirmed.
+	first map[string]map[netip.Prefix]lease.Rev
+	// flags have when they were seen first; used and attached, when the block or
+	// the pool was in use last.
+	flags    map[flag]time.Time
+	used     map[netip.Prefix]time.Time
+	attached map[string]time.Time
+}
+
+// Round does all that is to be done for a view of the registry: it brings to an
+// end what was begun, confirms the leases after a boot, answers flags, parks what
+// sticky owners have left, leases ahead of need and returns what has been idle.
+// The first view has to come of a list. again is when to come back at the latest
+// if nothing changes, 0 for no need. v is changed in place.
+//
+// What fails for one block does not keep others from their turn.
+func (t *Trader) Round(ctx context.Context, v *registry.View) (again time.Duration, err error) {
+	me, err := t.Ledger.Node()
+	if err != nil {
+		return 0, err
+	}
+	if err := t.stand(v, me); err != nil {
+		return 0, err
+	}
+	var pools []record.Pool
+	var known []ipam.Pool
+	for _, name := range slices.Sorted(maps.Keys(v.Pools)) {
+		if p := v.Pools[name].Value; p.State != record.Pending {
+			pools, known = append(pools, p), append(known, Pool(p))
+		}
+	}
+	if err := t.Ledger.SetPools(known); err != nil {
+		return 0, err
+	}
+	var errs []error
+	for _, p := range pools {
+		errs = append(errs, t.tend(ctx, v, p, me))
+	}
+	if errors.Join(errs...) == nil {
+		errs = append(errs, t.confirm(ctx, v, pools, me))
+	}
+	for _, p := range pools {
+		wait, err := t.answer(ctx, v, p, me)
+		if wait > 0 && (again == 0 || wait < again) {
+			again = wait
+		}
+		errs = append(errs, err, t.park(ctx, v, p), t.balance(ctx, v, p, me))
+	}
+	return again, errors.Join(errs...)
+}
+
+// stand compares the registry with what the ledger remembers of it.
+func (t *Trader) stand(v *registry.View, me lease.Node) error {
+	past, err := t.Ledger.Past()
+	if err != nil {
+		return err
+	}
+	now := v.Present(me)
+	s := lease.Stand(past, now)
+	switch {
+	case s != lease.Trading && s != lease.Joining:
+		return &StandingError{s}
+	case s == lease.Trading && (now.Rev <= past.Rev || t.now().Sub(t.remembered) < rememberEvery):
+		return nil
+	}
+	t.remembered = t.now()
+	return t.Ledger.Remember(lease.Past{Cluster: now.Cluster, Epoch: now.Epoch, Rev: now.Rev})
+}
+
+// to takes all steps towards a goal for a block.
+func (t *Trader) to(ctx context.Context, v *registry.View, p record.Pool, cidr netip.Prefix, g lease.Goal) error {
+	s, err := t.drive(ctx, p, seen(v, p.UUID, cidr), g)
+	put(v, p, s)
+	return err
+}
+
+func put(v *registry.View, p record.Pool, s lease.Seen) {
+	if s.Rev == 0 {
+		return
+	}
+	if v.Blocks[p.UUID] == nil {
+		v.Blocks[p.UUID] = map[netip.Prefix]lease.Seen{}
+	}
+	v.Blocks[p.UUID][s.Block.CIDR] = s
+}
+
+// tend brings to an end what was begun, and notes who uses what as a sticky
+// owner.
+func (t *Trader) tend(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) error {
+	blocks, err := t.Ledger.Blocks(p.UUID)
+	if err != nil {
+		return err
+	}
+	goals := map[netip.Prefix]lease.Goal{}
+	for _, s := range v.Seen(p.UUID) {
+		if s.Block.Names(me) {
+			goals[s.Block.CIDR] = lease.Goal{}
+		}
+	}
+	for _, b := range blocks {
+		goals[b.CIDR] = lease.Goal{Tag: b.Keys}
+	}
+	var errs []error
+	for _, cidr := range slices.SortedFunc(maps.Keys(goals), netip.Prefix.Compare) {
+		errs = append(errs, t.to(ctx, v, p, cidr, goals[cidr]))
+	}
+	return errors.Join(errs...)
+}
+
+// confirm confirms the leases when none of their records is as it was read first.
+func (t *Trader) confirm(ctx context.Context, v *registry.View, pools []record.Pool, me lease.Node) error {
+	if err := t.Ledger.Unconfirmed(); !errors.Is(err, ledger.ErrUnconfirmed) {
+		t.first = nil
+		return err
+	}
+	if t.first == nil {
+		t.first = map[string]map[netip.Prefix]lease.Rev{}
+		for _, p := range pools {
+			t.first[p.UUID] = map[netip.Prefix]lease.Rev{}
+			for _, s := range v.Seen(p.UUID) {
+				if s.Block.Names(me) {
+					t.first[p.UUID][s.Block.CIDR] = s.Rev
+				}
+			}
+		}
+	}
+	for _, p := range pools {
+		for cidr, rev := range t.first[p.UUID] {
+			s := seen(v, p.UUID, cidr)
+			for range maxSteps {
+				var err error
+				more := s.Block.Names(me) && s.Rev == rev
+				if !more {
+					break
+				}
+				if s, more, err = t.act(ctx, p, s, lease.Goal{Fence: true}); err != nil {
+					return err
+				} else if !more {
+					break
+				}
+			}
+			put(v, p, s)
+			if s.Block.Names(me) && s.Rev == rev {
+				return fmt.Errorf("block %s: %w", cidr, errBusy)
+			}
+			if err := t.to(ctx, v, p, cidr, lease.Goal{}); err != nil {
+				return err
+			}
+		}
+	}
+	return t.Ledger.Confirm()
+}
+
+// answer gives an address to the node that has waited longest, when it is this
+// node's turn; wait is how long it is until then.
+func (t *Trader) answer(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) (wait time.Duration, err error) {
+	w, ok := lease.Oldest(slices.Collect(maps.Values(v.Wants[p.UUID])))
+	if !ok || p.Kind == record.Routed || w.Node == me || w.Answered(v.Seen(p.UUID)) {
+		return 0, nil
+	}
+	turn, mine := w.Turn(me, v.Seen(p.UUID))
+	if !mine {
+		return 0, nil
+	}
+	if t.flags == nil {
+		t.flags = map[flag]time.Time{}
+	}
+	f := flag{w.Node, w.Rev}
+	if _, known := t.flags[f]; !known {
+		clear(t.flags) // of a flag at a time
+		t.flags[f] = t.now()
+	}
+	if left := turn - t.now().Sub(t.flags[f]); left > 0 {
+		return left, nil
+	}
+	latest, err := t.Registry.View(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if again, up := latest.Wants[p.UUID][w.Node]; !up || again.Rev != w.Rev || w.Answered(latest.Seen(p.UUID)) {
+		return 0, nil
+	}
+	spares, err := t.Ledger.Spares(p.UUID, maxSpares)
+	if err != nil {
+		return 0, err
+	}
+	for _, s := range spares {
+		if cidr, ok := blockOf(latest, p, s.Address); ok && !s.Strict {
+			return 0, t.to(ctx, latest, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{s.Address: {Node: w.Node}}})
+		}
+	}
+	return 0, nil
+}
+
+func blockOf(v *registry.View, p record.Pool, a netip.Addr) (netip.Prefix, bool) {
+	length := p.Bits6
+	if a.Is4() {
+		length = p.Bits4
+	}
+	cidr := netip.PrefixFrom(a, length).Masked()
+	_, ok := v.Blocks[p.UUID][cidr]
+	return cidr, ok
+}
+
+// park keeps in the registry what rests for a sticky owner, so that it finds it
+// on whichever node it comes to next.
+func (t *Trader) park(ctx context.Context, v *registry.View, p record.Pool) error {
+	if p.Sticky == ipam.NotSticky || p.Kind == record.Routed {
+		return nil
+	}
+	spares, err := t.Ledger.Spares(p.UUID, maxSpares)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, s := range spares {
+		// The owner may have it back at once as long as it cools.
+		if cidr, ok := blockOf(v, p, s.Address); ok && s.Owner != "" && t.now().Sub(s.Since) >= p.CoolDown {
+			to := lease.Entry{Key: s.Owner, Since: s.Since.Truncate(time.Second)}
+			errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{s.Address: to}}))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// balance leases ahead of need, and returns what has been idle.
+func (t *Trader) balance(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) error {
+	uses, err := t.uses(p)
+	if err != nil || len(uses) == 0 {
+		return err // nobody here has asked for an address yet
+	}
+	perSecond := float64(t.Ledger.Demand(p.UUID)) / 2
+	free := 0
+	for _, u := range uses {
+		free += u.Free
+	}
+	size := lease.Block{CIDR: uses[0].CIDR}.Size()
+	if lease.Low(free, size, perSecond) {
+		return t.more(ctx, v, p, me)
+	}
+	var errs []error
+	leased := lease.Leased(v.Seen(p.UUID), p.Sets[0].Size())
+	for _, cidr := range lease.Spare(uses, size, perSecond, leased, t.now().Sub(t.attached[p.UUID])) {
+		errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Return: true, Now: t.now().Truncate(time.Second)}))
+	}
+	return errors.Join(errs...)
+}
+
+// more leases ahead: nobody waits, so nobody is asked.
+func (t *Trader) more(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) error {
+	for i := range p.Sets {
+		search, err := v.Search(p, i, lease.Search{Node: me, Now: t.now(), Attempt: t.refused[p.UUID]})
+		if err != nil {
+			return err
+		}
+		found := search.Find()
+		if !found.CIDR.IsValid() || v.Room(p.UUID, int64(lease.Block{CIDR: found.CIDR}.Size())) != nil {
+			continue
+		}
+		if err := t.to(ctx, v, p, found.CIDR, found.Goal); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// uses looks at what this node leases of a pool.
+func (t *Trader) uses(p record.Pool) (uses []lease.Use, err error) {
+	blocks, err := t.Ledger.Blocks(p.UUID)
+	if err != nil {
+		return nil, err
+	}
+	if t.used == nil {
+		t.used, t.attached = map[netip.Prefix]time.Time{}, map[string]time.Time{}
+	}
+	now, pool := t.now(), Pool(p)
+	for _, b := range blocks {
+		u := lease.Use{CIDR: b.CIDR}
+		for a, m := range b.Marks {
+			if _, usable := pool.Find(a); !usable || m.Status == lease.Giving {
+				continue
+			}
+			u.Mine++
+			if m.Status == lease.Free {
+				u.Free++
+			}
+		}
+		if u.Mine == 0 {
+			continue
+		}
+		if _, known := t.used[b.CIDR]; !known || u.Free < u.Mine {
+			t.used[b.CIDR] = now
+		}
+		if _, known := t.attached[p.UUID]; !known || u.Free < u.Mine {
+			t.attached[p.UUID] = now
+		}
+		u.Idle = now.Sub(t.used[b.CIDR])
+		uses = append(uses, u)
+	}
+	return uses, nil
+}

@@ -1,0 +1,143 @@
+// Package leases is the agent's part in cluster pools: it brings the ledger of
+// this node and the registry together, block by block, as package lease says.
+//
+//   - What was begun goes before what is wanted, also what another process of
+//     this node has begun.
+//   - Work on one block is serial. A swap that was refused, or of which nobody
+//     knows what became, is followed by a linearizable read of the record.
+//   - Nothing here decides what is whose: that is the registry's record, and what
+//     a node may give out is the ledger's.
+//
+// Left out: the protocol (ipam/lease), what operators do (ipam/registry).
+package leases
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+)
+
+// maxSteps bounds the way to one goal; a refused swap is a step, too.
+const maxSteps = 32
+
+// errBusy is returned when a goal was not reached in maxSteps: others change the
+// same record all the time, and it is somebody else's turn.
+var errBusy = errors.New("others change the block all the time")
+
+// Trader takes the steps of one node. Its methods must not be called at the same
+// time.
+type Trader struct {
+	// Ledger of the node; required.
+	Ledger *ledger.Ledger
+	// Registry; required.
+	Registry registry.Registry
+	// Session that flags are raised in; required for Need.
+	Session registry.Session
+	// Now is the wall clock; default time.Now.
+	Now func() time.Time
+	// Lost, unless nil, hears of addresses that are in use here, and another
+	// node's by the registry.
+	Lost func(pool record.Pool, addrs []netip.Addr)
+
+	// refused counts swaps refused in a row, by pool.
+	refused map[string]int
+	memory
+}
+
+func (t *Trader) now() time.Time {
+	if t.Now != nil {
+		return t.Now().UTC()
+	}
+	return time.Now().UTC()
+}
+
+// seen returns the record of a block as a view has it.
+func seen(v *registry.View, pool string, cidr netip.Prefix) lease.Seen {
+	if s, ok := v.Blocks[pool][cidr]; ok {
+		return s
+	}
+	return lease.Seen{Block: lease.Block{CIDR: cidr}}
+}
+
+// act takes one step towards a goal for a block that was seen as s. It returns
+// the block as it is known then, and whether there was a step to take.
+func (t *Trader) act(ctx context.Context, p record.Pool, s lease.Seen, g lease.Goal) (next lease.Seen, more bool, err error) {
+	b, err := t.Ledger.Book(p.UUID, s.Block.CIDR)
+	if err != nil {
+		return s, false, err
+	}
+	step := lease.Next(b, s, g)
+	switch step.Do {
+	case lease.Rest:
+		return s, false, nil
+	case lease.Learn:
+		err = t.learn(ctx, p, s)
+	case lease.Intend:
+		err = t.Ledger.Intend(p.UUID, s, step.To)
+		if errors.Is(err, lease.ErrInUse) {
+			return s, true, nil // a plugin was faster
+		}
+	case lease.Send:
+		sent, a := t.Registry.Send(ctx, p.UUID, step)
+		if a.Outcome == registry.Applied {
+			delete(t.refused, p.UUID)
+			return sent, true, nil
+		}
+		if t.refused == nil {
+			t.refused = map[string]int{}
+		}
+		t.refused[p.UUID]++
+		err = lease.ErrMoved
+	case lease.Reread:
+		err = lease.ErrMoved
+	default:
+		return s, false, fmt.Errorf("block %s: step %d is none of a trade", s.Block.CIDR, step.Do)
+	}
+	if errors.Is(err, lease.ErrMoved) || errors.Is(err, lease.ErrStale) || errors.Is(err, lease.ErrBehind) {
+		s, err = t.Registry.Block(ctx, p.UUID, s.Block.CIDR)
+	}
+	return s, err == nil, err
+}
+
+// learn takes a record into the ledger. Whether the pool is open is judged by
+// what the registry held at the record's revision or later.
+func (t *Trader) learn(ctx context.Context, p record.Pool, s lease.Seen) error {
+	v, err := t.Registry.View(ctx)
+	if err != nil {
+		return err
+	}
+	closed := v.Admit(p.UUID, s.Rev)
+	if errors.Is(closed, registry.ErrOld) {
+		return closed
+	}
+	lost, err := t.Ledger.Learn(p.UUID, s, closed == nil)
+	if err == nil && len(lost) > 0 && t.Lost != nil {
+		t.Lost(p, lost)
+	}
+	return err
+}
+
+// drive takes all steps towards a goal.
+func (t *Trader) drive(ctx context.Context, p record.Pool, s lease.Seen, g lease.Goal) (lease.Seen, error) {
+	for range maxSteps {
+		next, more, err := t.act(ctx, p, s, g)
+		if err != nil || !more {
+			return next, err
+		}
+		s = next
+	}
+	return s, fmt.Errorf("block %s: %w", s.Block.CIDR, errBusy)
+}
+
+// Pool is what the ledger has to know of a cluster pool.
+func Pool(p record.Pool) ipam.Pool {
+	return ipam.Pool{Name: p.Name, UUID: p.UUID, Sets: p.Sets, CoolDown: p.CoolDown, Quarantine: p.Quarantine, Sticky: p.Sticky, StickyFor: p.StickyFor}
+}
