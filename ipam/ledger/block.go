@@ -265,9 +265,13 @@ func (l *Ledger) Adopt(pool string, s lease.Seen) error {
 }
 
 // turn runs fn on the book of a block, in a transaction. What fn refuses is
-// returned as it is, since the ledger is sound.
+// returned as it is, since the ledger is sound. A ledger that gives out nothing
+// gives nothing away either: it does not know what is in use.
 func (l *Ledger) turn(pool string, cidr netip.Prefix, fn func(t *tx, id string, b lease.Book, kept record.Block) (err, refusal error)) error {
 	if err := lease.ValidCIDR(cidr); err != nil {
+		return err
+	}
+	if err := l.Refused(); err != nil {
 		return err
 	}
 	id := ipam.Pool{UUID: pool}.ID()

@@ -299,3 +299,59 @@ func TestMigrate(t *testing.T) {
 	old.RunDir = t.TempDir()
 	wantStates(t, open(t, old), "10.0.0.2 held a")
 }
+
+// A ledger that was put back in time while containers run gives nothing away: it
+// does not know of them.
+func TestLostGivesNothing(t *testing.T) {
+	t.Parallel()
+	l, o, _ := clusterPool(t, newClock())
+	shut(t, l)
+	old, err := os.ReadFile(o.dbPath())
+	must(t, err)
+	l = open(t, o)
+	a := netip.MustParseAddr(add(t, l, named("a")))
+	shut(t, l)
+	write(t, o.dbPath(), old)
+	l = open(t, o)
+	s, err := leased(l)
+	must(t, err)
+	if err := l.Intend(clusterUUID, s, map[netip.Addr]lease.Entry{a: {Node: "other"}}); !errors.Is(err, ErrLost) {
+		t.Errorf("give: %v", err)
+	}
+	if _, err := l.Learn(clusterUUID, s, true); !errors.Is(err, ErrLost) {
+		t.Errorf("learn: %v", err)
+	}
+	if err := l.Confirm(); !errors.Is(err, ErrLost) {
+		t.Errorf("confirm: %v", err)
+	}
+}
+
+// BenchmarkClusterPool: an ADD and a DEL take as long with 1,000 blocks in use as
+// with 100.
+func BenchmarkClusterPool(b *testing.B) {
+	for _, blocks := range []int{100, 1000} {
+		b.Run(fmt.Sprint(blocks, " blocks"), func(b *testing.B) {
+			o := testOptions(b, nil)
+			l := open(b, o)
+			p := crashCluster
+			p.Sets = []ipam.RangeSet{{{Subnet: netip.MustParsePrefix("10.0.0.0/8"), Interval: ipam.Interval{First: netip.MustParseAddr("10.0.0.0"), Last: netip.MustParseAddr("10.255.255.255")}}}}
+			must(b, l.SetPools([]ipam.Pool{p}))
+			me, err := l.Node()
+			must(b, err)
+			for i := range blocks {
+				cidr := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 30)
+				_, err := l.Learn(clusterUUID, lease.Seen{Block: lease.Block{CIDR: cidr, Owner: me}, Rev: 1}, true)
+				must(b, err)
+			}
+			must(b, l.Confirm())
+			for i := range 4*blocks - 2 { // all but two are held
+				add(b, l, ipam.AllocateRequest{Attachment: att(fmt.Sprint("h", i)), Cluster: "lan"})
+			}
+			for b.Loop() {
+				add(b, l, ipam.AllocateRequest{Attachment: att("x"), Cluster: "lan"})
+				_, err := l.Release(ipam.ReleaseRequest{Attachment: att("x"), Undo: true})
+				must(b, err)
+			}
+		})
+	}
+}
