@@ -41,6 +41,7 @@ var sentinels = []struct {
 }{
 	{"lost", ledger.ErrLost},
 	{"newerSchema", ledger.ErrNewerSchema},
+	{"unconfirmed", ledger.ErrUnconfirmed},
 	{"readOnly", ledger.ErrReadOnly},
 	{"corrupt", ledger.ErrCorrupt},
 	{"noSpace", ledger.ErrNoSpace},
