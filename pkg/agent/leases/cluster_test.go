@@ -30,9 +30,8 @@ type cluster struct {
 	pool   record.Pool
 	nodes  []*node
 	faulty bool
-	// reckless breaks a rule: addresses are given without an intent in the
-	// ledger. unfenced breaks another: leases are confirmed as they are read.
-	reckless, unfenced bool
+	// unfenced breaks a rule: leases are confirmed as they are read.
+	unfenced bool
 	// holder is who uses an address: the truth that nobody may go against.
 	holder map[netip.Addr]string
 }
@@ -228,12 +227,6 @@ func (n *node) answer() bool {
 			to := map[netip.Addr]lease.Entry{spare.Address: {Node: w.Node}}
 			switch {
 			case !s.Block.CIDR.Contains(spare.Address):
-			case n.c.reckless:
-				if next, err := s.Block.Give(n.id, to); err == nil {
-					n.Registry.Send(n.c.t.Context(), n.c.pool.UUID, lease.Step{Do: lease.Send, Block: next, Rev: s.Rev})
-				}
-				n.view = nil
-				return true
 			default:
 				return n.try(s, lease.Goal{Give: to})
 			}
