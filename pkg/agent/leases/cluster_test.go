@@ -20,8 +20,8 @@ import (
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 )
 
-// cluster is some nodes with real ledgers and one pool, one step at a time, so
-// that a seed tells all that happens.
+// cluster is some nodes with real ledgers and one pool, one step at a time. A seed
+// tells what happens but for the UUIDs of nodes, which are random.
 type cluster struct {
 	t      *testing.T
 	rng    *rand.Rand

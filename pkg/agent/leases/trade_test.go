@@ -128,6 +128,8 @@ func (c *cluster) fill() {
 		if len(c.holder) == want {
 			return
 		}
+		// What was claimed for a strict owner rests for it before others get it.
+		c.now = c.now.Add(time.Minute)
 		n := c.nodes[turn%len(c.nodes)]
 		n.view = nil
 		for n.tend() {
