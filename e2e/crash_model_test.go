@@ -140,6 +140,13 @@ func (k *tally) String() string {
 var elsewhere = map[string]string{
 	"ledger.create.kept":    "underlayctl ledger rebuild alone keeps an old ledger",
 	"ledger.rebuild.placed": "the same",
+	// Each of these is in the ledger's own TestCrash.
+	"ledger.migrate.copied":  "only a ledger of schema 1 migrates",
+	"ledger.migrate.done":    "the same",
+	"ledger.copy.written":    "the same",
+	"ledger.intent.kept":     "the agent alone gives addresses away",
+	"ledger.confirm.written": "the agent alone confirms leases",
+	"ledger.renew.kept":      "the agent alone renews a node",
 }
 
 // wantEveryPoint: each point in the source has killed, so that a new one does

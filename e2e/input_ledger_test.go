@@ -50,7 +50,7 @@ func TestInputLedger(t *testing.T) {
 			}
 		}, texts: []string{"ledger.db", "missing", "underlayctl ledger rebuild"}},
 		{name: "of yesterday", used: true, spoil: restore, texts: []string{"ledger.db", "transaction", "underlayctl ledger rebuild"}},
-		{name: "newer", used: true, spoil: newer, texts: []string{"ledger.db", "newer version", "schema 2", "install"}},
+		{name: "newer", used: true, spoil: newer, texts: []string{"ledger.db", "newer version", "schema 99", "install"}},
 		{name: "read-only, used", used: true, script: readOnly, folder: dataDir, texts: []string{"ledger.db", "read-only"}},
 		{name: "read-only, new", script: readOnly, folder: dataDir, texts: []string{"ledger.db", "read-only"}},
 		{name: "read-only runDir, used", used: true, script: readOnly, folder: runDir, texts: []string{"ledger.seq", "read-only"}},
@@ -127,7 +127,7 @@ func newer(t *testing.T, h *lab.Host) {
 	}
 	defer db.Close()
 	err = db.Update(func(tx *bbolt.Tx) error {
-		return tx.Bucket([]byte("meta")).Put([]byte("schema"), binary.BigEndian.AppendUint32(nil, 2))
+		return tx.Bucket([]byte("meta")).Put([]byte("schema"), binary.BigEndian.AppendUint32(nil, 99))
 	})
 	if err != nil {
 		t.Fatal(err)

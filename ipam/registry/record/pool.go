@@ -276,7 +276,7 @@ func (p Pool) Grid(set int) (lease.Grid, error) {
 
 // IPAM is the pool as the ledger knows it.
 func (p Pool) IPAM() ipam.Pool {
-	return ipam.Pool{Name: p.Name, Sets: p.Sets, CoolDown: p.CoolDown, Quarantine: p.Quarantine, Sticky: p.Sticky, StickyFor: p.StickyFor}
+	return ipam.Pool{Name: p.Name, UUID: p.UUID, Sets: p.Sets, CoolDown: p.CoolDown, Quarantine: p.Quarantine, Sticky: p.Sticky, StickyFor: p.StickyFor}
 }
 
 // Overlap returns what two pools have in common: addresses, or blocks if one

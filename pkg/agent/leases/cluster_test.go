@@ -128,7 +128,7 @@ func (n *node) start() {
 	n.Trader = &Trader{Ledger: l, Registry: registry.Registry{Store: store}, Now: n.options.Now, Lost: func(_ record.Pool, lost []netip.Addr) {
 		panic(broken(fmt.Sprintf("%s has lost %v", n.name, lost)))
 	}}
-	if err := l.SetPools([]ipam.Pool{Pool(n.c.pool)}); err != nil {
+	if err := l.SetPools([]ipam.Pool{n.c.pool.IPAM()}); err != nil {
 		t.Fatal(err)
 	}
 	if n.id, err = l.Node(); err != nil {

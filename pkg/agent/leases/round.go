@@ -68,7 +68,7 @@ func (t *Trader) Round(ctx context.Context, v *registry.View) (again time.Durati
 	var known []ipam.Pool
 	for _, name := range slices.Sorted(maps.Keys(v.Pools)) {
 		if p := v.Pools[name].Value; p.State != record.Pending {
-			pools, known = append(pools, p), append(known, Pool(p))
+			pools, known = append(pools, p), append(known, p.IPAM())
 		}
 	}
 	if err := t.Ledger.SetPools(known); err != nil {
@@ -315,7 +315,7 @@ func (t *Trader) uses(p record.Pool) (uses []lease.Use, err error) {
 	if t.used == nil {
 		t.used, t.attached = map[netip.Prefix]time.Time{}, map[string]time.Time{}
 	}
-	now, pool := t.now(), Pool(p)
+	now, pool := t.now(), p.IPAM()
 	for _, b := range blocks {
 		u := lease.Use{CIDR: b.CIDR}
 		for a, m := range b.Marks {

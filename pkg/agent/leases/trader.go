@@ -18,7 +18,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
@@ -135,9 +134,4 @@ func (t *Trader) drive(ctx context.Context, p record.Pool, s lease.Seen, g lease
 		s = next
 	}
 	return s, fmt.Errorf("block %s: %w", s.Block.CIDR, errBusy)
-}
-
-// Pool is what the ledger has to know of a cluster pool.
-func Pool(p record.Pool) ipam.Pool {
-	return ipam.Pool{Name: p.Name, UUID: p.UUID, Sets: p.Sets, CoolDown: p.CoolDown, Quarantine: p.Quarantine, Sticky: p.Sticky, StickyFor: p.StickyFor}
 }
