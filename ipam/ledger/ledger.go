@@ -170,7 +170,9 @@ func (l *Ledger) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.refuse(last.judge(l.o.BootID, l.id, former, l.seq))
+	if l.Refused() == nil {
+		l.refuse(last.judge(l.o.BootID, l.id, former, l.seq))
+	}
 	if l.Refused() == nil && !l.o.ReadOnly {
 		l.refuse(l.settle(last))
 	}
@@ -214,6 +216,9 @@ func (l *Ledger) openFile(last mark) (former string, err error) {
 	return former, l.view(func(t *tx) (err error) {
 		l.id, l.seq, err = t.identity()
 		former = string(t.get(bucketMeta, keyFormer))
+		if !seen && err == nil {
+			l.refuse(l.o.foreign(string(t.get(bucketMeta, keyMachine))))
+		}
 		return err
 	})
 }
@@ -323,16 +328,11 @@ func (o *Options) layOut(b *bbolt.Tx, id string) error {
 			return err
 		}
 	}
-	machine := o.MachineID
-	if machine == "" {
-		b, _ := os.ReadFile("/etc/machine-id") // not every machine has one
-		machine = string(bytes.TrimSpace(b))
-	}
 	t := newTx(b, o)
 	return errors.Join(
 		t.put(bucketMeta, keySchema, binary.BigEndian.AppendUint32(nil, schema)),
 		t.put(bucketMeta, keyID, []byte(id)),
-		t.put(bucketMeta, keyMachine, []byte(machine)),
+		t.put(bucketMeta, keyMachine, []byte(o.machine())),
 		t.put(bucketMeta, keyBoot, []byte(o.BootID)))
 }
 

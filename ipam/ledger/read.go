@@ -255,15 +255,6 @@ func (l *Ledger) Export(w io.Writer) error {
 	return err
 }
 
-// Node is the identity under which this node leases blocks: the ledger's ID.
-func (l *Ledger) Node() (n lease.Node, err error) {
-	err = l.view(func(t *tx) error {
-		n = t.node()
-		return nil
-	})
-	return n, err
-}
-
 // Block is what the ledger has of a block of a cluster pool.
 type Block struct {
 	lease.Book

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
@@ -219,21 +220,24 @@ func (v *View) Present(n lease.Node) lease.Present {
 // until ctx ends or f returns an error. A watch that breaks, or cannot go on
 // from where it was, leads to a full new list. pause is called after each
 // failure, with how many there were in a row; an error of it ends Follow too.
-// f must not keep the view; it is changed in place.
-func Follow(ctx context.Context, s Store, pause func(ctx context.Context, err error, failures int) error, f func(*View) error) error {
+// The view is changed in place, under mu, as f is called under it: who has mu
+// may read and change the last one.
+func Follow(ctx context.Context, s Store, mu sync.Locker, pause func(ctx context.Context, err error, failures int) error, f func(*View) error) error {
 	failures := 0
 	for {
 		l, err := s.List(ctx, record.Prefix)
 		if err == nil {
 			failures = 0
 			v := NewView(l)
-			if err := f(v); err != nil {
+			if err := locked(mu, func() error { return f(v) }); err != nil {
 				return err
 			}
 			var own error
 			err = s.Watch(ctx, record.Prefix, l.Rev, func(b Batch) error {
-				v.Apply(b)
-				own = f(v)
+				own = locked(mu, func() error {
+					v.Apply(b)
+					return f(v)
+				})
 				return own
 			})
 			if own != nil {
@@ -248,4 +252,10 @@ func Follow(ctx context.Context, s Store, pause func(ctx context.Context, err er
 			return err
 		}
 	}
+}
+
+func locked(mu sync.Locker, f func() error) error {
+	mu.Lock()
+	defer mu.Unlock()
+	return f()
 }

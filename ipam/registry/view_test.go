@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -101,7 +102,7 @@ func TestFollow(t *testing.T) {
 		views := 0
 		done := make(chan error)
 		go func() {
-			done <- registry.Follow(ctx, s.As("follower"), func(_ context.Context, err error, failures int) error {
+			done <- registry.Follow(ctx, s.As("follower"), new(sync.Mutex), func(_ context.Context, err error, failures int) error {
 				pauses = append(pauses, err)
 				if failures > 3 {
 					s.Rig(nil)
@@ -164,7 +165,7 @@ func TestFollowEndsWithItsFunction(t *testing.T) {
 	s := memstore.New()
 	own := errors.New("own")
 	n := 0
-	err := registry.Follow(t.Context(), s, nil, func(*registry.View) error {
+	err := registry.Follow(t.Context(), s, new(sync.Mutex), nil, func(*registry.View) error {
 		if n++; n == 2 {
 			return own
 		}
@@ -176,7 +177,7 @@ func TestFollowEndsWithItsFunction(t *testing.T) {
 	}
 	broken := errors.New("enough")
 	s.Rig(func(memstore.Request) memstore.Fault { return memstore.Fail })
-	err = registry.Follow(t.Context(), s, func(context.Context, error, int) error { return broken }, nil)
+	err = registry.Follow(t.Context(), s, new(sync.Mutex), func(context.Context, error, int) error { return broken }, nil)
 	if !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
