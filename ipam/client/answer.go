@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"errors"
 
 	"github.com/underlay-cni/underlay/ipam"
@@ -8,18 +9,24 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 )
 
-// Answer does what a plugin asks the agent for, with the agent's open ledger.
-// Before anything is changed wanted is asked whether the plugin still waits;
-// its error ends the request.
-func Answer(l *ledger.Ledger, q *wire.Request, wanted func() error) *wire.Response {
+// Cluster gets an agent what its ledger does not have. Try is to allocate from
+// the ledger.
+type Cluster interface {
+	Allocate(ctx context.Context, l *ledger.Ledger, req ipam.AllocateRequest, try func() (ipam.Allocation, error)) (ipam.Allocation, error)
+}
+
+// Answer does what a plugin asks the agent for, with the agent's open ledger,
+// and in a cluster unless that is nil. Before anything is changed wanted is
+// asked whether the plugin still waits; its error ends the request.
+func Answer(ctx context.Context, l *ledger.Ledger, c Cluster, q *wire.Request, wanted func() error) *wire.Response {
 	a := &wire.Response{Version: wire.Version}
-	if err := answer(l, q, wanted, a); err != nil {
+	if err := answer(ctx, l, c, q, wanted, a); err != nil {
 		return &wire.Response{Version: wire.Version, Failure: wire.NewFailure(err)}
 	}
 	return a
 }
 
-func answer(l *ledger.Ledger, q *wire.Request, wanted func() error, a *wire.Response) (err error) {
+func answer(ctx context.Context, l *ledger.Ledger, c Cluster, q *wire.Request, wanted func() error, a *wire.Response) (err error) {
 	switch q.Op {
 	case wire.OpAllocate:
 		if err := l.Look(); err != nil {
@@ -28,7 +35,7 @@ func answer(l *ledger.Ledger, q *wire.Request, wanted func() error, a *wire.Resp
 		if err := l.Drain(); err != nil {
 			return err
 		}
-		got, err := allocate(l, wanted, *q.Allocate, nil)
+		got, err := allocateFor(ctx, l, c, wanted, *q.Allocate)
 		a.Allocation = &got
 		return err
 	case wire.OpRelease:
@@ -47,6 +54,21 @@ func answer(l *ledger.Ledger, q *wire.Request, wanted func() error, a *wire.Resp
 		return status(l, *q.Status)
 	}
 	return err
+}
+
+// allocateFor looks for leaks once, and then to the cluster.
+func allocateFor(ctx context.Context, l *ledger.Ledger, c Cluster, wanted func() error, req ipam.AllocateRequest) (ipam.Allocation, error) {
+	if req.Cluster == "" || c == nil {
+		return allocate(l, wanted, req, nil)
+	}
+	first := true
+	return c.Allocate(ctx, l, req, func() (ipam.Allocation, error) {
+		if first {
+			first = false
+			return allocate(l, wanted, req, nil)
+		}
+		return l.AllocateIf(wanted, req, nil)
+	})
 }
 
 // always is what a plugin that has the ledger itself says of its wishes.

@@ -26,6 +26,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
 	"github.com/underlay-cni/underlay/pkg/agent/admin"
+	"github.com/underlay-cni/underlay/pkg/agent/cluster"
 	"github.com/underlay-cni/underlay/pkg/agent/service"
 	"github.com/underlay-cni/underlay/pkg/agent/sweep"
 )
@@ -57,10 +58,20 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	log = log.With("node", conf.NodeName)
-	serve, err := service.New(service.Config{Ledger: conf.ledger(), Log: log, Registry: reg})
+	var shelf shelf
+	member, err := conf.member(&shelf, log, reg)
 	if err != nil {
 		return nil, err
 	}
+	serving := service.Config{Ledger: conf.ledger(), Log: log, Registry: reg}
+	if member != nil {
+		serving.Cluster = member
+	}
+	serve, err := service.New(serving)
+	if err != nil {
+		return nil, err
+	}
+	shelf.Service = serve
 	a := &Agent{conf: conf, log: log, ready: make(chan struct{})}
 	api, err := admin.New(admin.Config{
 		Node: conf.NodeName, Version: version(), DataDir: conf.DataDir, Socket: filepath.Join(conf.RunDir, admin.SocketName), Group: conf.APIGroup,
@@ -74,7 +85,22 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 		return nil, err
 	}
 	a.tasks = []Task{serve, api, leaks}
+	if member != nil {
+		a.tasks = append(a.tasks, member)
+	}
 	return a, nil
+}
+
+// shelf is where the tasks find the ledger, which one of them has: the cluster's
+// and the service's need each other.
+type shelf struct{ *service.Service }
+
+// member makes the task of a node in a cluster; nil without one.
+func (c *Config) member(s *shelf, log *slog.Logger, reg *prometheus.Registry) (*cluster.Cluster, error) {
+	if c.Registry == nil {
+		return nil, nil
+	}
+	return cluster.New(cluster.Config{Open: c.Registry.open, Ledger: s, Node: c.NodeName, Log: log, Registry: reg})
 }
 
 func (c *Config) ledger() ledger.Options { return client.New(c.DataDir, c.RunDir).Options() }

@@ -26,6 +26,8 @@ type Config struct {
 	// APIGroup is the group, by name, whose members may use the Admin API
 	// beside root; "" is root's own.
 	APIGroup string
+	// Registry of the cluster that the node is in; nil for a node on its own.
+	Registry *RegistryConfig
 }
 
 // configWire is underlayd.json. Keys that are known and not served yet are
@@ -61,7 +63,7 @@ func LoadConfig(r io.Reader) (Config, error) {
 	for _, k := range []struct {
 		key   string
 		value json.RawMessage
-	}{{"parents", w.Parents}, {"registry", w.Registry}, {"networks", w.Networks}, {"containerd", w.Containerd}, {"subnetFile", w.SubnetFile}} {
+	}{{"parents", w.Parents}, {"networks", w.Networks}, {"containerd", w.Containerd}, {"subnetFile", w.SubnetFile}} {
 		if k.value != nil {
 			return Config{}, &ipam.FieldError{Place: k.key, Code: ipam.CodeUnsupportedField,
 				Msg: "this version of underlayd does not know what to do with it; leave it out"}
@@ -73,7 +75,11 @@ func LoadConfig(r io.Reader) (Config, error) {
 			return Config{}, err
 		}
 	}
-	c := Config{NodeName: w.NodeName, DataDir: w.DataDir, RunDir: w.RunDir, APIGroup: api.Group}
+	registry, err := loadRegistry(w.Registry)
+	if err != nil {
+		return Config{}, err
+	}
+	c := Config{NodeName: w.NodeName, DataDir: w.DataDir, RunDir: w.RunDir, APIGroup: api.Group, Registry: registry}
 	return c, c.complete()
 }
 

@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/registry/etcd"
+	"github.com/underlay-cni/underlay/ipam/registry/etcd/embedded"
 )
 
 func TestLoadConfig(t *testing.T) {
@@ -36,7 +38,21 @@ func TestLoadConfig(t *testing.T) {
 		{"nothing", ``, Config{}, "", "unexpected end"},
 		{"relative", `{"dataDir":"d"}`, Config{}, "dataDir", "not an absolute path"},
 		{"node with a slash", `{"nodeName":"a/b"}`, Config{}, "nodeName", "slashes"},
-		{"registry", `{"registry":{"etcd":{}}}`, Config{}, "registry", "this version of underlayd"},
+		{"no registry", `{"registry":{}}`, Config{}, "registry", "has to be one of"},
+		{"two registries", `{"registry":{"etcd":{},"embedded":{}}}`, Config{}, "registry", "has to be one of"},
+		{"etcd nowhere", `{"registry":{"etcd":{}}}`, Config{}, "registry.etcd.endpoints", "is missing"},
+		{"etcd without a scheme", `{"registry":{"etcd":{"endpoints":["http://192.0.2.1:2379","192.0.2.1:2379"]}}}`, Config{}, "registry.etcd.endpoints[1]", "no URL"},
+		{"half a certificate", `{"registry":{"etcd":{"endpoints":["https://192.0.2.1:2379"],"certFile":"x"}}}`, Config{}, "registry.etcd.certFile", "go together"},
+		{"a user without a password", `{"registry":{"etcd":{"endpoints":["https://192.0.2.1:2379"],"username":"x"}}}`, Config{}, "registry.etcd.username", "go together"},
+		{"etcd", `{"nodeName":"n1","registry":{"etcd":{"endpoints":["https://192.0.2.1:2379"],"caFile":"ca","certFile":"c","keyFile":"k"}}}`,
+			Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Registry: &RegistryConfig{
+				Etcd: &etcd.Config{Endpoints: []string{"https://192.0.2.1:2379"}, CAFile: "ca", CertFile: "c", KeyFile: "k"}}}, "", ""},
+		{"embedded in nothing", `{"registry":{"embedded":{"listen":"192.0.2.1:2379"}}}`, Config{}, "registry.embedded.dataDir", "absolute"},
+		{"embedded everywhere", `{"registry":{"embedded":{"dataDir":"/e","listen":":2379"}}}`, Config{}, "registry.embedded.listen", "no address"},
+		{"embedded in half secret", `{"registry":{"embedded":{"dataDir":"/e","listen":"192.0.2.1:2379","tls":{"caFile":"ca"}}}}`, Config{}, "registry.embedded.tls", "needs caFile"},
+		{"embedded", `{"nodeName":"n1","registry":{"embedded":{"dataDir":"/e","listen":"192.0.2.1:2379","tls":{"caFile":"ca","certFile":"c","keyFile":"k"}}}}`,
+			Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Registry: &RegistryConfig{
+				Embedded: &embedded.Config{DataDir: "/e", Listen: "192.0.2.1:2379", CertFile: "c", KeyFile: "k", ClientCAFile: "ca"}}}, "", ""},
 		{"networks", `{"networks":[]}`, Config{}, "networks", "this version of underlayd"},
 		{"parents", `{"parents":{}}`, Config{}, "parents", "this version of underlayd"},
 		{"containerd", `{"containerd":"/x"}`, Config{}, "containerd", "this version of underlayd"},
@@ -76,7 +92,7 @@ func FuzzLoadConfig(f *testing.F) {
 func TestRun(t *testing.T) {
 	t.Parallel()
 	bad := filepath.Join(t.TempDir(), "bad.json")
-	if err := os.WriteFile(bad, []byte(`{"registry":{}}`), 0o600); err != nil {
+	if err := os.WriteFile(bad, []byte(`{"networks":{}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	tests := []struct {
@@ -88,7 +104,7 @@ func TestRun(t *testing.T) {
 		{[]string{"-h"}, 0, "-config file"},
 		{[]string{"--nosuch"}, 2, "nosuch"},
 		{[]string{"start"}, 2, `unknown argument "start"`},
-		{[]string{"--check", "--config", bad}, 2, "bad.json: registry: this version"},
+		{[]string{"--check", "--config", bad}, 2, "bad.json: networks: this version"},
 		{[]string{"--config", "/nosuch/file"}, 2, "/nosuch/file"},
 	}
 	for _, tt := range tests {

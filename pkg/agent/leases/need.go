@@ -64,21 +64,55 @@ func (t *Trader) Need(ctx context.Context, v *registry.View, p record.Pool, set 
 		own, free, err := t.freeIn(p, set, owner)
 		return own || free, err
 	case found.Ask:
-		have := 0
-		for _, s := range v.Seen(p.UUID) {
-			have += s.Block.Nodes()[me]
-		}
-		t.Registry.Raise(ctx, t.Session, p.UUID, me, have) // up already is as good
+		return false, t.ask(ctx, v, p, me)
 	}
 	return false, nil
 }
 
-// LetGo takes down the flag that Need may have raised.
-func (t *Trader) LetGo(ctx context.Context, p record.Pool) error {
+// Settle brings to an end what was begun in a pool, and writes into the registry
+// which sticky owners have an address here.
+func (t *Trader) Settle(ctx context.Context, v *registry.View, p record.Pool) error {
 	me, err := t.Ledger.Node()
 	if err != nil {
 		return err
 	}
+	return t.tend(ctx, v, p, me)
+}
+
+// ask raises the flag for this node, and again when the last one was answered,
+// and what came of it is used up.
+func (t *Trader) ask(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) error {
+	w, up := v.Wants[p.UUID][me]
+	if up && !w.Answered(v.Seen(p.UUID)) {
+		return nil
+	}
+	if up {
+		if err := t.LetGo(ctx, v, p); err != nil {
+			return err
+		}
+	}
+	have := 0
+	for _, s := range v.Seen(p.UUID) {
+		have += s.Block.Nodes()[me]
+	}
+	// Refused or not, one is up then.
+	a := t.Registry.Raise(ctx, t.Session, p.UUID, me, have)
+	if a.Outcome == registry.Applied {
+		if v.Wants[p.UUID] == nil {
+			v.Wants[p.UUID] = map[lease.Node]lease.Want{}
+		}
+		v.Wants[p.UUID][me] = lease.Want{Node: me, Have: have, Rev: a.Rev}
+	}
+	return a.Err
+}
+
+// LetGo takes down the flag that Need may have raised.
+func (t *Trader) LetGo(ctx context.Context, v *registry.View, p record.Pool) error {
+	me, err := t.Ledger.Node()
+	if err != nil {
+		return err
+	}
+	delete(v.Wants[p.UUID], me)
 	return t.Registry.Lower(ctx, p.UUID, me)
 }
 

@@ -16,19 +16,8 @@ import (
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 )
 
-// rememberEvery is how often the revision of the registry is written down; each
-// time costs a durable transaction.
-const rememberEvery = 10 * time.Second
-
 // maxSpares bounds how many unused addresses are looked at in one go.
 const maxSpares = 4096
-
-// StandingError is returned by Round when a node must not trade.
-type StandingError struct{ Standing lease.Standing }
-
-func (e *StandingError) Error() string {
-	return fmt.Sprintf("this node must not change what is whose: its standing in the registry is %d", e.Standing)
-}
 
 // flag is an answer to a raised flag that this node may have to give.
 type flag struct {
@@ -61,7 +50,7 @@ func (t *Trader) Round(ctx context.Context, v *registry.View) (again time.Durati
 	if err != nil {
 		return 0, err
 	}
-	if err := t.stand(v, me); err != nil {
+	if err := t.stand(ctx, v, me); err != nil {
 		return 0, err
 	}
 	var pools []record.Pool
@@ -89,24 +78,6 @@ func (t *Trader) Round(ctx context.Context, v *registry.View) (again time.Durati
 		errs = append(errs, err, t.park(ctx, v, p), t.balance(ctx, v, p, me))
 	}
 	return again, errors.Join(errs...)
-}
-
-// stand compares the registry with what the ledger remembers of it.
-func (t *Trader) stand(v *registry.View, me lease.Node) error {
-	past, err := t.Ledger.Past()
-	if err != nil {
-		return err
-	}
-	now := v.Present(me)
-	s := lease.Stand(past, now)
-	switch {
-	case s != lease.Trading && s != lease.Joining:
-		return &StandingError{s}
-	case s == lease.Trading && (now.Rev <= past.Rev || t.now().Sub(t.remembered) < rememberEvery):
-		return nil
-	}
-	t.remembered = t.now()
-	return t.Ledger.Remember(lease.Past{Cluster: now.Cluster, Epoch: now.Epoch, Rev: now.Rev})
 }
 
 // to takes all steps towards a goal for a block.
@@ -245,7 +216,7 @@ func blockOf(v *registry.View, p record.Pool, a netip.Addr) (netip.Prefix, bool)
 }
 
 // park keeps in the registry what rests for a sticky owner, so that it finds it
-// on whichever node it comes to next.
+// on whichever node it comes to next, however soon.
 func (t *Trader) park(ctx context.Context, v *registry.View, p record.Pool) error {
 	if p.Sticky == ipam.NotSticky || p.Kind == record.Routed {
 		return nil
@@ -256,8 +227,7 @@ func (t *Trader) park(ctx context.Context, v *registry.View, p record.Pool) erro
 	}
 	var errs []error
 	for _, s := range spares {
-		// The owner may have it back at once as long as it cools.
-		if cidr, ok := blockOf(v, p, s.Address); ok && s.Owner != "" && t.now().Sub(s.Since) >= p.CoolDown {
+		if cidr, ok := blockOf(v, p, s.Address); ok && s.Owner != "" {
 			to := lease.Entry{Key: s.Owner, Since: s.Since.Truncate(time.Second)}
 			errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{s.Address: to}}))
 		}

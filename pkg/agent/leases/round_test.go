@@ -49,7 +49,7 @@ func (n *node) get(id, owner string) (netip.Addr, error) {
 	for range 40 {
 		a, err := n.Ledger.Allocate(request(id, owner), nil)
 		if err == nil {
-			return a.Addresses[0].Prefix.Addr(), n.LetGo(n.c.t.Context(), n.c.pool)
+			return a.Addresses[0].Prefix.Addr(), n.letGo()
 		}
 		if !errors.As(err, new(*ipam.ExhaustedError)) && !errors.Is(err, ledger.ErrUnconfirmed) {
 			n.c.t.Fatal(err)
@@ -64,7 +64,15 @@ func (n *node) get(id, owner string) (netip.Addr, error) {
 		last = err
 		n.c.round()
 	}
-	return netip.Addr{}, errors.Join(last, n.LetGo(n.c.t.Context(), n.c.pool))
+	return netip.Addr{}, errors.Join(last, n.letGo())
+}
+
+func (n *node) letGo() error {
+	v, err := n.Registry.View(n.c.t.Context())
+	if err != nil {
+		return err
+	}
+	return n.LetGo(n.c.t.Context(), v, n.c.pool)
 }
 
 func (n *node) release(id string) {

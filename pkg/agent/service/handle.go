@@ -63,7 +63,10 @@ func (s *Service) handle(ctx context.Context, c *net.UnixConn, l *ledger.Ledger)
 		s.metrics.observe(string(q.Op), "dropped", began)
 		return
 	}
-	a := client.Answer(l, q, wanted)
+	a := client.Answer(ctx, l, s.cluster(), q, wanted)
+	if q.Op == wire.OpRelease && s.conf.Cluster != nil {
+		s.conf.Cluster.Stir()
+	}
 	s.respond(c, a)
 	result := "ok"
 	if a.Failure != nil {
@@ -72,6 +75,14 @@ func (s *Service) handle(ctx context.Context, c *net.UnixConn, l *ledger.Ledger)
 		result = "error"
 	}
 	s.metrics.observe(string(q.Op), result, began)
+}
+
+// cluster is nil, not an interface that has nil, where there is none.
+func (s *Service) cluster() client.Cluster {
+	if s.conf.Cluster == nil {
+		return nil
+	}
+	return s.conf.Cluster
 }
 
 func (s *Service) respond(c *net.UnixConn, a *wire.Response) {

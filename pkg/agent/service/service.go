@@ -29,6 +29,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 )
@@ -46,6 +47,13 @@ const (
 	atOnce = 512
 )
 
+// Cluster is the agent's way to what other nodes have.
+type Cluster interface {
+	client.Cluster
+	// Stir says that something has been released.
+	Stir()
+}
+
 // Config of a Service.
 type Config struct {
 	// Ledger says where it is; required. ReadOnly must not be set.
@@ -54,6 +62,8 @@ type Config struct {
 	Log *slog.Logger
 	// Registry takes the metrics; required.
 	Registry prometheus.Registerer
+	// Cluster gets what the ledger does not have; nil for a node on its own.
+	Cluster Cluster
 	// RetryAfter overrides how long a refused ledger is left alone; default 10s.
 	RetryAfter time.Duration
 }

@@ -1,0 +1,350 @@
+// Package cluster is the agent's task that makes the node one of a cluster: it
+// joins the registry, follows it, and has package leases do what is to be done,
+// for each change and in between.
+//
+//   - The node says who it is before anything else, and trades only as long as
+//     its session is the only one on its ledger.
+//   - While the registry cannot be reached, what the node leases stays its own;
+//     only what would change that waits.
+//   - One goroutine at a time reads or changes the view and trades: an ADD that
+//     needs an address, or the round.
+//
+// Left out: what is traded, and when (package leases).
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+	"github.com/underlay-cni/underlay/pkg/agent/leases"
+)
+
+const (
+	// sessionTTL is how long a session lasts without a sign of life. Nothing is
+	// taken from a node whose session ended.
+	sessionTTL = 15 * time.Second
+	// readyAfter is when the agent counts as started without a registry: what
+	// starts after it on the node must not wait for other nodes.
+	readyAfter = 10 * time.Second
+	// every is the longest time between two rounds, apart from nothing.
+	every = 10 * time.Second
+	// pause is the shortest: changes that come close together are one round.
+	pause = 20 * time.Millisecond
+	// roundTime is how long a round may keep an ADD from the registry.
+	roundTime = 10 * time.Second
+	// again is when to join anew after the registry was lost.
+	again = time.Second
+)
+
+// Ledger is the agent's.
+type Ledger interface {
+	// With runs a function on the ledger, or says why there is none.
+	With(func(*ledger.Ledger) error) error
+}
+
+// Config of a Cluster. All but Now are required.
+type Config struct {
+	// Open connects to the registry's store; close ends the connection, and
+	// failed tells of a store in this process that has broken.
+	Open func(ctx context.Context) (store registry.Store, failed <-chan error, close func(), err error)
+	// Ledger, once there is one, says which node this is.
+	Ledger Ledger
+	// Node is the node's name.
+	Node string
+	Log  *slog.Logger
+	// Registry takes the metrics.
+	Registry prometheus.Registerer
+	// Now is the wall clock; default time.Now.
+	Now func() time.Time
+}
+
+// Cluster is a task of the agent.
+type Cluster struct {
+	conf    Config
+	log     *slog.Logger
+	metrics *metrics
+	ready   chan struct{}
+	store   atomic.Pointer[registry.Registry] // nil before Open
+	dirty   chan struct{}                     // a round is due
+	news    news
+	waits   waits
+	// apart says since when there is no view, and why; nil while there is one.
+	apart atomic.Pointer[apart]
+
+	mu lock // what is below, and the trader's steps
+	// view is nil while the registry is not followed.
+	view   *registry.View
+	fresh  bool // the view is of a list that no round has seen
+	trader *leases.Trader
+	// session, and node and epoch that this node was last enrolled with.
+	session registry.Session
+	node    record.Node
+	gone    map[lease.Node]time.Time
+	told    string // the last trouble, which is logged once
+}
+
+// New makes a Cluster.
+func New(conf Config) (*Cluster, error) {
+	if conf.Open == nil || conf.Ledger == nil || conf.Log == nil || conf.Registry == nil {
+		return nil, errors.New("cluster: Open, Ledger, Log and Registry are required")
+	}
+	if conf.Now == nil {
+		conf.Now = time.Now
+	}
+	c := &Cluster{
+		conf: conf, log: conf.Log, metrics: newMetrics(conf.Registry), ready: make(chan struct{}), dirty: make(chan struct{}, 1), mu: newLock(),
+		gone: map[lease.Node]time.Time{},
+	}
+	c.apart.Store(&apart{conf.Now(), errors.New("it was not reached yet")})
+	return c, nil
+}
+
+func (c *Cluster) String() string { return "registry" }
+
+// Ready is closed after the first round, or when the registry has not been
+// reached for a while.
+func (c *Cluster) Ready() <-chan struct{} { return c.ready }
+
+// ErrAway is returned while there is no connection to the registry.
+var ErrAway = errors.New("the registry is not connected yet")
+
+// Client is the registry, for what operators do.
+func (c *Cluster) Client() (registry.Registry, error) {
+	if r := c.store.Load(); r != nil {
+		return *r, nil
+	}
+	return registry.Registry{}, ErrAway
+}
+
+// apart is a time without a view of the registry.
+type apart struct {
+	since time.Time
+	why   error
+}
+
+// Away says why the registry is not followed, or nil.
+func (c *Cluster) Away() error {
+	a := c.apart.Load()
+	if a == nil {
+		return nil
+	}
+	return &AwayError{For: c.conf.Now().Sub(a.since).Round(time.Second), Err: a.why}
+}
+
+// AwayError is returned for what needs the registry while it is not followed.
+type AwayError struct {
+	// For is how long it has not been; 0 where it has just not answered.
+	For time.Duration
+	Err error
+}
+
+func (e *AwayError) Error() string {
+	if e.For == 0 {
+		return fmt.Sprintf("the registry does not answer: %v", e.Err)
+	}
+	return fmt.Sprintf("the registry has been out of reach for %s: %v", e.For, e.Err)
+}
+func (e *AwayError) Unwrap() error { return e.Err }
+
+// CNICode asks the runtime to try again later.
+func (e *AwayError) CNICode() uint { return ipam.CodeTryAgainLater }
+
+// Run keeps the node in the cluster until ctx ends.
+func (c *Cluster) Run(ctx context.Context) error {
+	started := sync.OnceFunc(func() { close(c.ready) })
+	late := time.AfterFunc(readyAfter, started)
+	defer late.Stop()
+	store, failed, end, err := c.conf.Open(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	defer end()
+	c.store.Store(&registry.Registry{Store: store, Now: c.conf.Now})
+	for {
+		err := c.live(ctx, failed, started)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.As(err, new(*brokenError)) {
+			return err
+		}
+		c.lose(err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(again):
+		}
+	}
+}
+
+// brokenError is why the store in this process cannot go on.
+type brokenError struct{ error }
+
+// lose notes that the registry is not followed any more.
+func (c *Cluster) lose(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := &apart{c.conf.Now(), err}
+	if before := c.apart.Load(); before != nil {
+		a.since = before.since
+	}
+	c.view = nil
+	c.apart.Store(a)
+	c.metrics.connected.Set(0)
+	c.tellLocked("not in the cluster", err)
+	c.news.tell()
+}
+
+// tellLocked logs a trouble when it is another one than before; nil ends it.
+func (c *Cluster) tellLocked(what string, err error) {
+	text := ""
+	if err != nil {
+		text = what + ": " + err.Error()
+	}
+	if text == c.told {
+		return
+	}
+	c.told = text
+	if err != nil {
+		c.log.Warn(what, "err", err)
+	}
+}
+
+// live joins the cluster and follows the registry until something ends that.
+func (c *Cluster) live(ctx context.Context, failed <-chan error, started func()) error {
+	r := *c.store.Load()
+	session, err := c.join(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		short, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = session.Close(short) // or it ends by itself
+	}()
+	group, ctx := errgroup.WithContext(session.Context())
+	group.Go(func() error {
+		return registry.Follow(ctx, r.Store, c.mu, c.linger, c.seen)
+	})
+	group.Go(func() error { return c.rounds(ctx, started) })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case err := <-failed:
+			return &brokenError{err}
+		}
+	})
+	return group.Wait()
+}
+
+// linger waits before the registry is listed again.
+func (c *Cluster) linger(ctx context.Context, err error, failures int) error {
+	if failures > 1 || !errors.Is(err, registry.ErrCompacted) {
+		c.lose(err)
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(min(again, time.Duration(failures)*again/10)):
+		return nil
+	}
+}
+
+// join enrolls the node and opens its session.
+func (c *Cluster) join(ctx context.Context, r registry.Registry) (registry.Session, error) {
+	var past lease.Past
+	var live record.Live
+	err := c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
+		if past, err = l.Past(); err != nil {
+			return err
+		}
+		i, err := l.Identity()
+		if err != nil {
+			return err
+		}
+		live = record.Live{Machine: i.Machine, Boot: i.Boot, Device: i.Device, Inode: i.Inode}
+		live.Node, err = l.Node()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	known, err := r.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// A node that has never met a registry has nothing to say again.
+	if past.Cluster == "" {
+		past.Epoch = known.Epoch
+	}
+	n := record.Node{Node: live.Node, Name: c.conf.Node, Machine: live.Machine, Asserted: past.Epoch.Number}
+	err = r.Enroll(ctx, n)
+	if errors.Is(err, registry.ErrRemoved) {
+		return nil, errors.Join(err, c.renew())
+	}
+	if err != nil {
+		return nil, err
+	}
+	session, err := r.Bind(ctx, live, sessionTTL)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.node, c.session, c.trader = n, session, nil
+	return session, nil
+}
+
+// renew makes the ledger another node's, after an operator removed this
+// one.
+func (c *Cluster) renew() error {
+	return c.conf.Ledger.With(func(l *ledger.Ledger) error {
+		old, err := l.Node()
+		if err != nil {
+			return err
+		}
+		id, err := l.Renew()
+		if err == nil {
+			c.log.Warn("this node was removed from the cluster; it joins as a new one, and what it leased is gone", "removed", old, "new", id)
+		}
+		return err
+	})
+}
+
+// seen takes over the view of the registry. It is called with c.mu held.
+func (c *Cluster) seen(v *registry.View) error {
+	c.fresh = c.fresh || c.view != v
+	c.view = v
+	c.apart.Store(nil)
+	c.metrics.connected.Set(1)
+	c.metrics.unread.Set(float64(len(v.Unread)))
+	c.Stir()
+	c.news.tell()
+	return nil
+}
+
+// Stir has a round done soon. Whoever changes what is held of a cluster pool
+// calls it.
+func (c *Cluster) Stir() {
+	select {
+	case c.dirty <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,304 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/pkg/agent/leases"
+)
+
+const (
+	// patience is how long an ADD waits for other nodes.
+	patience = 2 * time.Second
+	// look is how often it tries when it hears nothing.
+	look = 50 * time.Millisecond
+)
+
+// Allocate answers an ADD from a cluster pool: with try, which is to allocate
+// from the ledger, and where that has nothing with what can be leased, claimed
+// or had from other nodes in two seconds.
+func (c *Cluster) Allocate(ctx context.Context, l *ledger.Ledger, req ipam.AllocateRequest, try func() (ipam.Allocation, error)) (ipam.Allocation, error) {
+	defer c.Stir()
+	sticky, err := asksFirst(l, req)
+	if err != nil {
+		return ipam.Allocation{}, err
+	}
+	if sticky == ipam.NotSticky {
+		if a, err := try(); !helps(err) {
+			return a, err
+		}
+	}
+	a, err := c.wait(ctx, l, req, sticky, try)
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	c.metrics.waits.WithLabelValues(result).Inc()
+	return a, err
+}
+
+// wait takes steps towards an address until there is one.
+func (c *Cluster) wait(ctx context.Context, l *ledger.Ledger, req ipam.AllocateRequest, sticky ipam.Sticky, try func() (ipam.Allocation, error)) (ipam.Allocation, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c.waits.add(req.Cluster, 1)
+	defer c.waits.add(req.Cluster, -1)
+	for {
+		news := c.news.next()
+		got, why := c.need(ctx, req)
+		var away *AwayError
+		if errors.As(why, &away) {
+			// An owner gets what there is here, unless it must be no other than
+			// what it may have elsewhere.
+			got = sticky == ipam.StickySoft || sticky == ipam.StickyStrict && parkedHere(l, req)
+		}
+		if got {
+			if a, err := try(); !helps(err) {
+				if err == nil && sticky != ipam.NotSticky && away == nil {
+					c.settle(ctx, req.Cluster)
+				}
+				return a, err
+			}
+		}
+		over := why != nil && !passes(why)
+		if !over {
+			select {
+			case <-news:
+			case <-time.After(look):
+			case <-ctx.Done():
+				over = true
+			}
+		}
+		switch {
+		case !over:
+		case errors.As(why, new(*leases.HolderError)), sticky == ipam.StickyStrict && away != nil:
+			return ipam.Allocation{}, why
+		default:
+			a, err := try()
+			if err == nil || !helps(err) {
+				return a, err
+			}
+			return a, both(err, why, c.most(req.Cluster))
+		}
+	}
+}
+
+// both says what the ledger has, and then what is known of the cluster.
+func both(err error, more ...error) error {
+	for _, m := range more {
+		if m != nil {
+			err = &bothError{err, m}
+		}
+	}
+	return err
+}
+
+// bothError is of the kind of the first, and says the second as well.
+type bothError struct{ first, more error }
+
+func (e *bothError) Error() string   { return e.first.Error() + "; " + e.more.Error() }
+func (e *bothError) Unwrap() []error { return []error{e.first, e.more} }
+
+// CNICode asks the runtime to try again later.
+func (e *bothError) CNICode() uint { return ipam.CodeTryAgainLater }
+
+// helps reports whether another node, or the registry, may have what an ADD
+// did not get.
+func helps(err error) bool {
+	var full *ipam.ExhaustedError
+	var field *ipam.FieldError
+	switch {
+	case errors.Is(err, ledger.ErrUnconfirmed):
+		return true
+	case errors.As(err, &full):
+		return full.Cluster
+	case errors.As(err, &field) && field.Place == "ipam.pool" && field.Code == ipam.CodeTryAgainLater:
+		return true // made a moment ago, or not at all
+	}
+	return false
+}
+
+// passes reports whether it may be better in a moment.
+func passes(err error) bool {
+	var holder *leases.HolderError
+	// A pool that is not open is being made or changed, which takes no time.
+	return errors.As(err, &holder) || errors.Is(err, registry.ErrClosed) || errors.Is(err, registry.ErrOld) || errors.Is(err, registry.ErrMoved)
+}
+
+// asksFirst returns how sticky the pool is if the owner may have an address in
+// it that is not on this node, so that the registry is asked before the ledger.
+func asksFirst(l *ledger.Ledger, req ipam.AllocateRequest) (ipam.Sticky, error) {
+	if req.Owner == "" || len(req.Addresses) > 0 {
+		return ipam.NotSticky, nil
+	}
+	_, _, known, err := l.Attachment(req.Attachment)
+	if err != nil || known {
+		return ipam.NotSticky, err
+	}
+	p, _, err := poolOf(l, req.Cluster)
+	return p.Sticky, err
+}
+
+func poolOf(l *ledger.Ledger, name string) (ipam.Pool, bool, error) {
+	pools, err := l.Pools()
+	i := slices.IndexFunc(pools, func(p ipam.Pool) bool { return p.UUID != "" && p.Name == name })
+	if i < 0 || err != nil {
+		return ipam.Pool{}, false, err
+	}
+	return pools[i], true, nil
+}
+
+// parkedHere reports whether an owner's address rests on this node.
+func parkedHere(l *ledger.Ledger, req ipam.AllocateRequest) bool {
+	p, known, err := poolOf(l, req.Cluster)
+	if !known || err != nil {
+		return false
+	}
+	spares, err := l.Spares(p.UUID, math.MaxInt)
+	return err == nil && slices.ContainsFunc(spares, func(s ledger.Spare) bool { return s.Owner == req.Owner })
+}
+
+// waits counts the ADDs that wait for an address, by pool.
+type waits struct {
+	mu sync.Mutex
+	n  map[string]int
+}
+
+func (w *waits) add(pool string, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.n == nil {
+		w.n = map[string]int{}
+	}
+	if w.n[pool] += n; w.n[pool] == 0 {
+		delete(w.n, pool)
+	}
+}
+
+func (w *waits) any(pool string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.n[pool] > 0
+}
+
+// need takes a step towards an address of each range set; got is true when it
+// is worth while to allocate.
+func (c *Cluster) need(ctx context.Context, req ipam.AllocateRequest) (got bool, err error) {
+	if !c.mu.wait(ctx) {
+		return false, &AwayError{Err: errors.New("it does not answer")}
+	}
+	defer c.mu.Unlock()
+	if c.view == nil {
+		return false, c.Away()
+	}
+	p, ok := c.view.Pools[req.Cluster]
+	if !ok {
+		return false, c.unknown(ctx, req.Cluster)
+	}
+	err = c.withTrader(func(t *leases.Trader) error {
+		if err := t.Ledger.Unconfirmed(); err != nil {
+			if errors.Is(err, ledger.ErrUnconfirmed) {
+				c.Stir()
+				return nil
+			}
+			return err
+		}
+		got = true
+		for set := range p.Value.Sets {
+			one, err := t.Need(ctx, c.view, p.Value, set, req.Owner)
+			if err != nil {
+				return err
+			}
+			got = got && one
+		}
+		return nil
+	})
+	return got && err == nil, unanswered(err)
+}
+
+// settle writes into the registry, for an owner that may move on at once, what
+// it has. An ADD does not depend on it: the next round does the same.
+func (c *Cluster) settle(ctx context.Context, pool string) {
+	if !c.mu.wait(ctx) {
+		return
+	}
+	defer c.mu.Unlock()
+	if c.view == nil {
+		return
+	}
+	if p, ok := c.view.Pools[pool]; ok {
+		err := c.withTrader(func(t *leases.Trader) error { return t.Settle(ctx, c.view, p.Value) })
+		if err != nil {
+			c.log.Warn("an owner is not in the registry yet", "pool", pool, "err", err)
+		}
+	}
+}
+
+// unanswered makes what is none of the errors for people one of a registry that
+// does not answer.
+func unanswered(err error) error {
+	var coded interface{ CNICode() uint }
+	if err == nil || errors.As(err, &coded) || passes(err) {
+		return err
+	}
+	return &AwayError{Err: err}
+}
+
+// unknown looks in the registry itself for a pool that the view does not have.
+func (c *Cluster) unknown(ctx context.Context, name string) error {
+	v, err := c.store.Load().View(ctx)
+	if err != nil {
+		return &AwayError{Err: err}
+	}
+	if _, ok := v.Pools[name]; ok {
+		return nil // the watch is about to tell of it
+	}
+	return &ipam.FieldError{Place: "ipam.pool", Code: ipam.CodeTryAgainLater,
+		Msg: fmt.Sprintf("the registry knows no pool %q; see: underlayctl pool list", name)}
+}
+
+// most says who leases most of a pool that is used up; nil where nobody knows.
+func (c *Cluster) most(pool string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), look)
+	defer cancel()
+	if !c.mu.wait(ctx) {
+		return nil
+	}
+	defer c.mu.Unlock()
+	if c.view == nil {
+		return nil
+	}
+	p, ok := c.view.Pools[pool]
+	if !ok {
+		return nil
+	}
+	counts, total := map[string]int{}, 0
+	for _, s := range c.view.Blocks[p.Value.UUID] {
+		for n, count := range s.Block.Nodes() {
+			name := c.view.Nodes[n].Value.Name
+			if name == "" {
+				name = string(n)
+			}
+			counts[name] += count
+			total += count
+		}
+	}
+	name, best := "", 0
+	for n, count := range counts {
+		if count > best || count == best && n < name {
+			name, best = n, count
+		}
+	}
+	if best == 0 {
+		return nil
+	}
+	return fmt.Errorf("in the cluster %d nodes lease %d addresses of it, most of them node %q with %d", len(counts), total, name, best)
+}

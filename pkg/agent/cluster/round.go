@@ -1,0 +1,189 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+	"github.com/underlay-cni/underlay/pkg/agent/leases"
+)
+
+// rounds does one for each change, and from time to time without.
+func (c *Cluster) rounds(ctx context.Context, started func()) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-c.dirty:
+		case <-timer.C:
+		}
+		wait, err := c.round(ctx, started)
+		if err != nil {
+			return err
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// round does what there is to do; wait is when to come back at the latest. An
+// error ends the node's stay in the cluster, and it joins anew.
+func (c *Cluster) round(ctx context.Context, started func()) (wait time.Duration, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.view == nil {
+		return every, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, roundTime)
+	defer cancel()
+	err = c.withTrader(func(t *leases.Trader) error {
+		wait, err = t.Round(ctx, c.view)
+		if err == nil && c.fresh {
+			err = prune(t.Ledger, c.view)
+			c.fresh = err != nil
+		}
+		return errors.Join(err, c.lowerLocked(ctx, t))
+	})
+	var standing *leases.StandingError
+	switch {
+	case err == nil:
+		c.metrics.rounds.WithLabelValues("ok").Inc()
+		started()
+	case errors.As(err, &standing) && standing.Standing == lease.Removed:
+		return 0, errors.Join(err, c.renew())
+	default:
+		c.metrics.rounds.WithLabelValues("error").Inc()
+		wait = time.Second
+	}
+	c.tellLocked("a round is not done", err)
+	err = errors.Join(c.enrollLocked(ctx), c.sweepLocked(ctx))
+	if err != nil {
+		c.log.Warn("registry", "err", err)
+		wait = time.Second
+	}
+	if wait == 0 || wait > every {
+		wait = every
+	}
+	c.news.tell()
+	return wait, nil
+}
+
+// withTrader runs f with the trader of the ledger that is open now.
+func (c *Cluster) withTrader(f func(*leases.Trader) error) error {
+	return c.conf.Ledger.With(func(l *ledger.Ledger) error {
+		if c.trader == nil || c.trader.Ledger != l {
+			c.trader = &leases.Trader{Ledger: l, Registry: *c.store.Load(), Session: c.session, Now: c.conf.Now, Lost: c.lostAddresses}
+		}
+		return f(c.trader)
+	})
+}
+
+func (c *Cluster) lostAddresses(p record.Pool, addrs []netip.Addr) {
+	c.metrics.lost.Add(float64(len(addrs)))
+	c.log.Error("addresses are in use on this node, and another node's by the registry", "pool", p.Name, "addr", addrs)
+}
+
+// prune forgets, after a list, blocks of which nothing is left.
+func prune(l *ledger.Ledger, v *registry.View) error {
+	for _, p := range v.Pools {
+		if err := l.Prune(p.Value.UUID, v.Rev); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lowerLocked takes down flags for which no ADD waits any more.
+func (c *Cluster) lowerLocked(ctx context.Context, t *leases.Trader) error {
+	for _, p := range c.view.Pools {
+		_, up := c.view.Wants[p.Value.UUID][c.node.Node]
+		if up && !c.waits.any(p.Value.Name) {
+			if err := t.LetGo(ctx, c.view, p.Value); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// enrollLocked says that this node has asserted what it has in the present
+// epoch, once its ledger knows that epoch.
+func (c *Cluster) enrollLocked(ctx context.Context) error {
+	var past lease.Past
+	err := c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
+		past, err = l.Past()
+		return err
+	})
+	known := c.view.Cluster.Value
+	if err != nil || past.Cluster != known.ID || past.Epoch != known.Epoch || c.node.Asserted >= past.Epoch.Number {
+		return err
+	}
+	n := c.node
+	n.Asserted = past.Epoch.Number
+	if err := c.store.Load().Enroll(ctx, n); err != nil {
+		return err
+	}
+	c.node = n
+	return nil
+}
+
+// sweepLocked frees what removed nodes had, when it has rested. All nodes do
+// so, one after the other, until one has.
+func (c *Cluster) sweepLocked(ctx context.Context) error {
+	for n, g := range c.view.Gone {
+		if !names(c.view, n) {
+			delete(c.gone, n)
+			continue
+		}
+		first, known := c.gone[n]
+		if !known {
+			first = c.conf.Now()
+			c.gone[n] = first
+		}
+		if c.conf.Now().Sub(first) < g.Value.Rest+c.turn() {
+			continue
+		}
+		left, err := c.store.Load().Sweep(ctx, n)
+		if err != nil && !errors.Is(err, registry.ErrMoved) {
+			return err
+		}
+		c.log.Info("freed what a removed node had", "removed", g.Value.Name, "uuid", n, "left", left)
+	}
+	return nil
+}
+
+// turn is how long this node leaves it to others to free something.
+func (c *Cluster) turn() time.Duration {
+	var nodes []lease.Node
+	for n := range c.view.Live {
+		nodes = append(nodes, n)
+	}
+	slices.SortFunc(nodes, func(a, b lease.Node) int { return strings.Compare(string(a), string(b)) })
+	return min(time.Duration(max(0, slices.Index(nodes, c.node.Node)))*2*time.Second, time.Minute)
+}
+
+// names reports whether anything names a node.
+func names(v *registry.View, n lease.Node) bool {
+	for _, blocks := range v.Blocks {
+		for _, s := range blocks {
+			if s.Block.Names(n) {
+				return true
+			}
+		}
+	}
+	_, known := v.Nodes[n]
+	return known
+}

@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/ipam/registry/etcd"
+	"github.com/underlay-cni/underlay/ipam/registry/etcd/embedded"
+)
+
+// RegistryConfig says where the registry is: exactly one of both is set.
+type RegistryConfig struct {
+	// Etcd is a cluster of the user's own, or the one embedded in another
+	// agent.
+	Etcd *etcd.Config
+	// Embedded is run by this agent.
+	Embedded *embedded.Config
+}
+
+type registryWire struct {
+	Etcd     json.RawMessage `json:"etcd"`
+	Embedded json.RawMessage `json:"embedded"`
+}
+
+type etcdWire struct {
+	Endpoints []string `json:"endpoints"`
+	CAFile    string   `json:"caFile"`
+	CertFile  string   `json:"certFile"`
+	KeyFile   string   `json:"keyFile"`
+	Username  string   `json:"username"`
+	Password  string   `json:"password"`
+}
+
+type embeddedWire struct {
+	DataDir   string          `json:"dataDir"`
+	Listen    string          `json:"listen"`
+	Advertise string          `json:"advertise"`
+	TLS       json.RawMessage `json:"tls"`
+}
+
+type tlsWire struct {
+	CAFile   string `json:"caFile"`
+	CertFile string `json:"certFile"`
+	KeyFile  string `json:"keyFile"`
+}
+
+// loadRegistry reads the value of the key registry; nil where there is none.
+func loadRegistry(text json.RawMessage) (*RegistryConfig, error) {
+	if text == nil {
+		return nil, nil
+	}
+	var w registryWire
+	if err := ipam.DecodeObject(text, "registry", &w); err != nil {
+		return nil, err
+	}
+	switch {
+	case (w.Etcd == nil) == (w.Embedded == nil):
+		return nil, &ipam.FieldError{Place: "registry", Msg: `has to be one of {"etcd": {...}} and {"embedded": {...}}`}
+	case w.Etcd != nil:
+		c, err := loadEtcd(w.Etcd)
+		return &RegistryConfig{Etcd: c}, err
+	default:
+		c, err := loadEmbedded(w.Embedded)
+		return &RegistryConfig{Embedded: c}, err
+	}
+}
+
+func loadEtcd(text json.RawMessage) (*etcd.Config, error) {
+	const at = "registry.etcd."
+	var w etcdWire
+	if err := ipam.DecodeObject(text, "registry.etcd", &w); err != nil {
+		return nil, err
+	}
+	if len(w.Endpoints) == 0 {
+		return nil, &ipam.FieldError{Place: at + "endpoints", Msg: `is missing: give URLs such as "https://192.0.2.10:2379"`}
+	}
+	for i, e := range w.Endpoints {
+		u, err := url.Parse(e)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Port() == "" || u.Path != "" {
+			return nil, &ipam.FieldError{Place: fmt.Sprintf("%sendpoints[%d]", at, i), Msg: fmt.Sprintf(`%q is no URL with scheme and port, such as "https://192.0.2.10:2379"`, e)}
+		}
+	}
+	if err := together(at, w.CertFile, w.KeyFile); err != nil {
+		return nil, err
+	}
+	if (w.Username == "") != (w.Password == "") {
+		return nil, &ipam.FieldError{Place: at + "username", Msg: "username and password go together"}
+	}
+	return &etcd.Config{Endpoints: w.Endpoints, CAFile: w.CAFile, CertFile: w.CertFile, KeyFile: w.KeyFile, Username: w.Username, Password: w.Password}, nil
+}
+
+func loadEmbedded(text json.RawMessage) (*embedded.Config, error) {
+	const at = "registry.embedded."
+	var w embeddedWire
+	if err := ipam.DecodeObject(text, "registry.embedded", &w); err != nil {
+		return nil, err
+	}
+	if !filepath.IsAbs(w.DataDir) {
+		return nil, &ipam.FieldError{Place: at + "dataDir", Msg: fmt.Sprintf("%q is not an absolute path", w.DataDir)}
+	}
+	for key, addr := range map[string]string{"listen": w.Listen, "advertise": w.Advertise} {
+		if addr == "" && key == "advertise" {
+			continue
+		}
+		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" || port == "0" {
+			return nil, &ipam.FieldError{Place: at + key, Msg: fmt.Sprintf(`%q is no address with a port, such as "192.0.2.10:2379"`, addr)}
+		}
+	}
+	c := &embedded.Config{DataDir: w.DataDir, Listen: w.Listen, Advertise: w.Advertise}
+	if w.TLS != nil {
+		var t tlsWire
+		if err := ipam.DecodeObject(w.TLS, at+"tls", &t); err != nil {
+			return nil, err
+		}
+		if err := together(at+"tls.", t.CertFile, t.KeyFile); err != nil {
+			return nil, err
+		}
+		if t.CertFile == "" || t.CAFile == "" {
+			return nil, &ipam.FieldError{Place: at + "tls", Msg: "needs caFile, certFile and keyFile"}
+		}
+		c.CertFile, c.KeyFile, c.ClientCAFile = t.CertFile, t.KeyFile, t.CAFile
+	}
+	return c, nil
+}
+
+func together(at, cert, key string) error {
+	if (cert == "") != (key == "") {
+		return &ipam.FieldError{Place: at + "certFile", Msg: "certFile and keyFile go together"}
+	}
+	return nil
+}
+
+// open starts the embedded server, if it is to be, and connects.
+func (c *RegistryConfig) open(ctx context.Context) (_ registry.Store, failed <-chan error, end func(), err error) {
+	client, stop := c.Etcd, func() {}
+	if e := c.Embedded; e != nil {
+		server, err := embedded.Start(ctx, *e)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		failed, stop = server.Err(), server.Close
+		// The server's own certificate serves its own client.
+		client = &etcd.Config{Endpoints: []string{server.Endpoint()}, CAFile: e.ClientCAFile, CertFile: e.CertFile, KeyFile: e.KeyFile}
+	}
+	store, err := etcd.New(*client)
+	if err != nil {
+		stop()
+		return nil, nil, nil, err
+	}
+	return store, failed, func() {
+		_ = store.Close() // nothing is under way any more
+		stop()
+	}, nil
+}
