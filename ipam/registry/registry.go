@@ -57,6 +57,23 @@ func (r Registry) View(ctx context.Context) (*View, error) {
 	return NewView(l), nil
 }
 
+// Refresh reads the blocks of a pool into a view, where they are newer than what
+// it has: for decisions that cannot wait for the watch.
+func (r Registry) Refresh(ctx context.Context, v *View, pool string) error {
+	l, err := r.Store.List(ctx, record.BlockFolder+pool+"/")
+	if err != nil {
+		return fmt.Errorf("list the blocks of pool %s: %w", pool, err)
+	}
+	var newer []Item
+	for _, i := range l.Items {
+		if _, cidr, ok := record.ParseBlockKey(i.Key); ok && i.Rev > v.Blocks[pool][cidr].Rev {
+			newer = append(newer, i)
+		}
+	}
+	v.Apply(Batch{Items: newer})
+	return nil
+}
+
 // Block reads the record of a block; one that was never written is of
 // revision 0.
 func (r Registry) Block(ctx context.Context, pool string, cidr netip.Prefix) (lease.Seen, error) {

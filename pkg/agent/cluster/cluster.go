@@ -79,6 +79,7 @@ type Cluster struct {
 	ready   chan struct{}
 	store   atomic.Pointer[registry.Registry] // nil before Open
 	dirty   chan struct{}                     // a round is due
+	highest atomic.Int64                      // revision that was heard of
 	news    news
 	waits   waits
 	// apart says since when there is no view, and why; nil while there is one.
@@ -92,6 +93,7 @@ type Cluster struct {
 	// session, and node and epoch that this node was last enrolled with.
 	session registry.Session
 	node    record.Node
+	epoch   lease.Epoch // of highest
 	gone    map[lease.Node]time.Time
 	told    string // the last trouble, which is logged once
 }
@@ -290,6 +292,10 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (registry.Sessi
 	if err != nil {
 		return nil, err
 	}
+	back, err := c.wentBack(ctx, r)
+	if err != nil {
+		return nil, err
+	}
 	// A node that has never met a registry has nothing to say again.
 	if past.Cluster == "" {
 		past.Epoch = known.Epoch
@@ -302,6 +308,11 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (registry.Sessi
 	if err != nil {
 		return nil, err
 	}
+	if back != nil {
+		if err := r.Freeze(ctx, *back); err != nil {
+			return nil, err
+		}
+	}
 	session, err := r.Bind(ctx, live, sessionTTL)
 	if err != nil {
 		return nil, err
@@ -310,6 +321,18 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (registry.Sessi
 	defer c.mu.Unlock()
 	c.node, c.session, c.trader = n, session, nil
 	return session, nil
+}
+
+// wentBack looks, before anything is written, whether the registry was further.
+func (c *Cluster) wentBack(ctx context.Context, r registry.Registry) (back *record.Frozen, err error) {
+	v, err := r.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return back, c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
+		back, err = (&leases.Trader{Ledger: l, Registry: r}).Return(v, lease.Rev(c.highest.Load()))
+		return err
+	})
 }
 
 // renew makes the ledger another node's, after an operator removed this
@@ -332,6 +355,11 @@ func (c *Cluster) renew() error {
 func (c *Cluster) seen(v *registry.View) error {
 	c.fresh = c.fresh || c.view != v
 	c.view = v
+	if epoch := v.Cluster.Value.Epoch; epoch != c.epoch {
+		c.epoch = epoch
+		c.highest.Store(0)
+	}
+	c.highest.Store(max(c.highest.Load(), int64(v.Rev)))
 	c.apart.Store(nil)
 	c.metrics.connected.Set(1)
 	c.metrics.unread.Set(float64(len(v.Unread)))

@@ -36,7 +36,8 @@ func (c *Cluster) Allocate(ctx context.Context, l *ledger.Ledger, req ipam.Alloc
 			return a, err
 		}
 	}
-	a, err := c.wait(ctx, l, req, sticky, try)
+	w := &wait{c: c, l: l, req: req, sticky: sticky, try: try, ask: sticky != ipam.NotSticky}
+	a, err := w.run(ctx)
 	result := "ok"
 	if err != nil {
 		result = "error"
@@ -45,28 +46,29 @@ func (c *Cluster) Allocate(ctx context.Context, l *ledger.Ledger, req ipam.Alloc
 	return a, err
 }
 
-// wait takes steps towards an address until there is one.
-func (c *Cluster) wait(ctx context.Context, l *ledger.Ledger, req ipam.AllocateRequest, sticky ipam.Sticky, try func() (ipam.Allocation, error)) (ipam.Allocation, error) {
+// wait is an ADD that needs more than what the ledger has.
+type wait struct {
+	c      *Cluster
+	l      *ledger.Ledger
+	req    ipam.AllocateRequest
+	sticky ipam.Sticky
+	try    func() (ipam.Allocation, error)
+	// ask the registry itself first: where an owner was a moment ago the watch
+	// may not have told yet.
+	ask bool
+}
+
+// run takes steps towards an address until there is one.
+func (w *wait) run(ctx context.Context) (ipam.Allocation, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	c.waits.add(req.Cluster, 1)
-	defer c.waits.add(req.Cluster, -1)
+	w.c.waits.add(w.req.Cluster, 1)
+	defer w.c.waits.add(w.req.Cluster, -1)
 	for {
-		news := c.news.next()
-		got, why := c.need(ctx, req)
-		var away *AwayError
-		if errors.As(why, &away) {
-			// An owner gets what there is here, unless it must be no other than
-			// what it may have elsewhere.
-			got = sticky == ipam.StickySoft || sticky == ipam.StickyStrict && parkedHere(l, req)
-		}
-		if got {
-			if a, err := try(); !helps(err) {
-				if err == nil && sticky != ipam.NotSticky && away == nil {
-					c.settle(ctx, req.Cluster)
-				}
-				return a, err
-			}
+		news := w.c.news.next()
+		a, done, why := w.step(ctx)
+		if done {
+			return a, why
 		}
 		over := why != nil && !passes(why)
 		if !over {
@@ -74,21 +76,113 @@ func (c *Cluster) wait(ctx context.Context, l *ledger.Ledger, req ipam.AllocateR
 			case <-news:
 			case <-time.After(look):
 			case <-ctx.Done():
-				over = true
 			}
+			over = ctx.Err() != nil
 		}
 		switch {
 		case !over:
-		case errors.As(why, new(*leases.HolderError)), sticky == ipam.StickyStrict && away != nil:
+		case errors.As(why, new(*leases.HolderError)), w.sticky == ipam.StickyStrict && errors.As(why, new(*AwayError)):
 			return ipam.Allocation{}, why
 		default:
-			a, err := try()
+			a, err := w.try()
 			if err == nil || !helps(err) {
 				return a, err
 			}
-			return a, both(err, why, c.most(req.Cluster))
+			return a, both(err, why, w.c.most(w.req.Cluster))
 		}
 	}
+}
+
+// step is one of run; done is set when there is nothing left to be tried, and
+// else why says what is in the way, if anything is.
+func (w *wait) step(ctx context.Context) (a ipam.Allocation, done bool, why error) {
+	c := w.c
+	if !c.mu.wait(ctx) {
+		return a, false, &AwayError{Err: errors.New("its last answer takes long")}
+	}
+	unlock := sync.OnceFunc(c.mu.Unlock)
+	defer unlock()
+	got, why := w.need(ctx)
+	away := errors.As(why, new(*AwayError))
+	if away {
+		// An owner gets what there is here, unless it must be no other than what
+		// it may have elsewhere.
+		got = w.sticky == ipam.StickySoft || w.sticky == ipam.StickyStrict && w.parkedHere()
+	}
+	if !got {
+		return a, false, why
+	}
+	if w.sticky == ipam.NotSticky {
+		unlock()
+	} // else what is here for the owner must not be given away meanwhile
+	a, err := w.try()
+	if helps(err) {
+		return a, false, why
+	}
+	if err == nil && w.sticky != ipam.NotSticky && !away {
+		w.settle(ctx)
+	}
+	return a, true, err
+}
+
+// need takes a step towards an address of each range set; got is true when it
+// is worth while to allocate. The caller has the lock.
+func (w *wait) need(ctx context.Context) (got bool, err error) {
+	c := w.c
+	if c.view == nil {
+		return false, c.Away()
+	}
+	p, ok := c.view.Pools[w.req.Cluster]
+	if !ok {
+		return false, c.unknown(ctx, w.req.Cluster)
+	}
+	if w.ask {
+		if err := c.store.Load().Refresh(ctx, c.view, p.Value.UUID); err != nil {
+			return false, unanswered(err)
+		}
+		w.ask = false
+	}
+	err = c.withTrader(func(t *leases.Trader) error {
+		if err := t.Ledger.Unconfirmed(); err != nil {
+			if errors.Is(err, ledger.ErrUnconfirmed) {
+				c.Stir()
+				return nil
+			}
+			return err
+		}
+		got = true
+		for set := range p.Value.Sets {
+			one, err := t.Need(ctx, c.view, p.Value, set, w.req.Owner)
+			if err != nil {
+				return err
+			}
+			got = got && one
+		}
+		return nil
+	})
+	return got && err == nil, unanswered(err)
+}
+
+// settle writes into the registry, for an owner that may move on at once, what
+// it has. An ADD does not depend on it: the next round does the same.
+func (w *wait) settle(ctx context.Context) {
+	c := w.c
+	if p, ok := c.view.Pools[w.req.Cluster]; ok {
+		err := c.withTrader(func(t *leases.Trader) error { return t.Settle(ctx, c.view, p.Value) })
+		if err != nil {
+			c.log.Warn("an owner is not in the registry yet", "pool", w.req.Cluster, "err", err)
+		}
+	}
+}
+
+// parkedHere reports whether an owner's address rests on this node.
+func (w *wait) parkedHere() bool {
+	p, known, err := poolOf(w.l, w.req.Cluster)
+	if !known || err != nil {
+		return false
+	}
+	spares, err := w.l.Spares(p.UUID, math.MaxInt)
+	return err == nil && slices.ContainsFunc(spares, func(s ledger.Spare) bool { return s.Owner == w.req.Owner })
 }
 
 // both says what the ledger has, and then what is known of the cluster.
@@ -156,16 +250,6 @@ func poolOf(l *ledger.Ledger, name string) (ipam.Pool, bool, error) {
 	return pools[i], true, nil
 }
 
-// parkedHere reports whether an owner's address rests on this node.
-func parkedHere(l *ledger.Ledger, req ipam.AllocateRequest) bool {
-	p, known, err := poolOf(l, req.Cluster)
-	if !known || err != nil {
-		return false
-	}
-	spares, err := l.Spares(p.UUID, math.MaxInt)
-	return err == nil && slices.ContainsFunc(spares, func(s ledger.Spare) bool { return s.Owner == req.Owner })
-}
-
 // waits counts the ADDs that wait for an address, by pool.
 type waits struct {
 	mu sync.Mutex
@@ -187,59 +271,6 @@ func (w *waits) any(pool string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.n[pool] > 0
-}
-
-// need takes a step towards an address of each range set; got is true when it
-// is worth while to allocate.
-func (c *Cluster) need(ctx context.Context, req ipam.AllocateRequest) (got bool, err error) {
-	if !c.mu.wait(ctx) {
-		return false, &AwayError{Err: errors.New("it does not answer")}
-	}
-	defer c.mu.Unlock()
-	if c.view == nil {
-		return false, c.Away()
-	}
-	p, ok := c.view.Pools[req.Cluster]
-	if !ok {
-		return false, c.unknown(ctx, req.Cluster)
-	}
-	err = c.withTrader(func(t *leases.Trader) error {
-		if err := t.Ledger.Unconfirmed(); err != nil {
-			if errors.Is(err, ledger.ErrUnconfirmed) {
-				c.Stir()
-				return nil
-			}
-			return err
-		}
-		got = true
-		for set := range p.Value.Sets {
-			one, err := t.Need(ctx, c.view, p.Value, set, req.Owner)
-			if err != nil {
-				return err
-			}
-			got = got && one
-		}
-		return nil
-	})
-	return got && err == nil, unanswered(err)
-}
-
-// settle writes into the registry, for an owner that may move on at once, what
-// it has. An ADD does not depend on it: the next round does the same.
-func (c *Cluster) settle(ctx context.Context, pool string) {
-	if !c.mu.wait(ctx) {
-		return
-	}
-	defer c.mu.Unlock()
-	if c.view == nil {
-		return
-	}
-	if p, ok := c.view.Pools[pool]; ok {
-		err := c.withTrader(func(t *leases.Trader) error { return t.Settle(ctx, c.view, p.Value) })
-		if err != nil {
-			c.log.Warn("an owner is not in the registry yet", "pool", pool, "err", err)
-		}
-	}
 }
 
 // unanswered makes what is none of the errors for people one of a registry that

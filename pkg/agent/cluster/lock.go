@@ -23,6 +23,11 @@ func (l lock) wait(ctx context.Context) bool {
 	select {
 	case l <- struct{}{}:
 		return true
+	default:
+	}
+	select {
+	case l <- struct{}{}:
+		return true
 	case <-ctx.Done():
 		return false
 	}

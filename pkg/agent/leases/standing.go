@@ -55,10 +55,7 @@ func (t *Trader) stand(ctx context.Context, v *registry.View, me lease.Node) err
 	case lease.Joining:
 		return t.remember(now)
 	case lease.Freezing:
-		err := t.Registry.Freeze(ctx, record.Frozen{
-			Node: me, Cluster: past.Cluster, Epoch: past.Epoch.Number, Rev: past.Rev,
-			Reason: fmt.Sprintf("it was at revision %d of epoch %d, and is at revision %d of epoch %d", past.Rev, past.Epoch.Number, now.Rev, now.Epoch.Number),
-		})
+		err := t.Registry.Freeze(ctx, *report(me, past, now, ""))
 		return errors.Join(&StandingError{s}, err)
 	case lease.Asserting:
 		if err := t.assert(ctx, v, me); err != nil {
@@ -71,6 +68,50 @@ func (t *Trader) stand(ctx context.Context, v *registry.View, me lease.Node) err
 		return &StandingError{s}
 	default:
 		return &StandingError{s}
+	}
+}
+
+// Return compares a list of the registry with all that this node knows of it, for
+// a node that has not written to it since it lost it: each write moves the
+// registry on, and may hide that it went back. highest is the
+// highest revision that the node has heard of. It reports what Freeze is to say, or nil.
+func (t *Trader) Return(v *registry.View, highest lease.Rev) (*record.Frozen, error) {
+	me, err := t.Ledger.Node()
+	if err != nil {
+		return nil, err
+	}
+	past, err := t.Ledger.Past()
+	if err != nil {
+		return nil, err
+	}
+	now := v.Present(me)
+	if past.Cluster == "" || past.Cluster != now.Cluster || past.Epoch != now.Epoch {
+		return nil, nil // stand knows about these
+	}
+	past.Rev = max(past.Rev, highest)
+	older := ""
+	for _, p := range v.Pools {
+		blocks, err := t.Ledger.Blocks(p.Value.UUID)
+		if err != nil {
+			return nil, err
+		}
+		for _, b := range blocks {
+			past.Rev = max(past.Rev, b.Rev)
+			if s := seen(v, p.Value.UUID, b.CIDR); s.Rev < b.Rev && !v.Unreadable(p.Value.UUID, b.CIDR) {
+				older = fmt.Sprintf("; block %s was at %d, and is at %d", b.CIDR, b.Rev, s.Rev)
+			}
+		}
+	}
+	if now.Rev >= past.Rev && older == "" {
+		return nil, nil
+	}
+	return report(me, past, now, older), nil
+}
+
+func report(me lease.Node, past lease.Past, now lease.Present, more string) *record.Frozen {
+	return &record.Frozen{
+		Node: me, Cluster: past.Cluster, Epoch: past.Epoch.Number, Rev: past.Rev,
+		Reason: fmt.Sprintf("it was at revision %d of epoch %d, and is at revision %d of epoch %d%s", past.Rev, past.Epoch.Number, now.Rev, now.Epoch.Number, more),
 	}
 }
 
