@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"encoding/json"
-	"fmt"
 	"strings"
 )
 
@@ -22,18 +21,4 @@ func LoadRanges(ranges [][]json.RawMessage) ([]RangeSet, error) {
 		return nil, err
 	}
 	return c.Pool.Sets, nil
-}
-
-// LoadRoutes checks routes in the shape that Config has them in. Errors are
-// *FieldError with the place from `routes` on.
-func LoadRoutes(routes []json.RawMessage) ([]Route, error) {
-	var out []Route
-	for i, raw := range routes {
-		r, err := loadRoute(raw, fmt.Sprintf("routes[%d]", i))
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, r)
-	}
-	return out, nil
 }

@@ -114,8 +114,12 @@ func checkNames(names ...[2]string) error {
 // allocateFrom is allocate with the pool that the ledger knows, if it is a
 // cluster pool, whose UUID it returns.
 func (t *tx) allocateFrom(req ipam.AllocateRequest) (out ipam.Allocation, pool string, err error) {
+	var routes []ipam.Route
 	if req.Cluster != "" {
 		if req.Pool, err = t.cluster(req.Cluster); err != nil {
+			return out, "", err
+		}
+		if routes, err = req.Pool.RoutesOf(req.Routes); err != nil {
 			return out, "", err
 		}
 	} else if req.Pool.UUID != "" {
@@ -128,6 +132,7 @@ func (t *tx) allocateFrom(req ipam.AllocateRequest) (out ipam.Allocation, pool s
 		}
 	}
 	out, err = t.allocate(req)
+	out.Routes = routes
 	return out, req.Pool.UUID, err
 }
 
