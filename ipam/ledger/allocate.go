@@ -202,7 +202,11 @@ func (t *tx) newGrant(req ipam.AllocateRequest, choices []choice, since time.Tim
 	mac := req.MAC
 	if mac == "" && req.MACPrefix != "" && len(choices) > 0 {
 		var err error
-		if mac, err = ipam.DeriveMAC(req.MACPrefix, req.Attachment.Network, string(t.get(bucketMeta, keyID)), choices[0].addr); err != nil {
+		giver := req.Pool.UUID
+		if giver == "" {
+			giver = string(t.get(bucketMeta, keyID))
+		}
+		if mac, err = ipam.DeriveMAC(req.MACPrefix, req.Attachment.Network, giver, choices[0].addr); err != nil {
 			return nil, err
 		}
 	}

@@ -70,6 +70,47 @@ func TestClusterRoutes(t *testing.T) {
 	want(local, nil)
 }
 
+// The MAC of an address of a cluster pool is the same on every node, and also on
+// one that is another node now.
+func TestClusterMAC(t *testing.T) {
+	t.Parallel()
+	mac := func(l *Ledger, req ipam.AllocateRequest) string {
+		t.Helper()
+		req.MACPrefix = "02"
+		got, err := l.Allocate(req, nil)
+		must(t, err)
+		if got.MAC == "" {
+			t.Fatal("no MAC")
+		}
+		return fmt.Sprint(addrs(got), " ", got.MAC)
+	}
+	one, _, _ := clusterPool(t, newClock())
+	two, _, _ := clusterPool(t, newClock())
+	local := request(pool("local", set(t, "10.0.0.0/24")), "l")
+	if a, b := mac(one, local), mac(two, local); a == b {
+		t.Errorf("two nodes give out %s of a local pool", a)
+	}
+	first := mac(one, named("a"))
+	if other := mac(two, named("a")); other != first {
+		t.Errorf("%s on one node, %s on another", first, other)
+	}
+	if next := mac(one, named("b")); strings.HasSuffix(next, strings.Fields(first)[1]) {
+		t.Errorf("%s has the MAC of %s", next, first)
+	}
+	_, err := one.Renew()
+	must(t, err)
+	if again := mac(one, named("a")); again != first {
+		t.Errorf("%s, and %s as another node", first, again)
+	}
+	// Another network, or another pool that has the name later, is told apart.
+	del(t, two, "a")
+	req := named("a")
+	req.Attachment.Network = "other"
+	if other := mac(two, req); other == first {
+		t.Errorf("%s on two networks", first)
+	}
+}
+
 // What somebody else answers for rests, here and for all nodes, and the next
 // candidate is another one.
 func TestClusterConflict(t *testing.T) {
