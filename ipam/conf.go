@@ -101,6 +101,9 @@ func (c *Config) loadPool(w configWire, network string, extra [][]json.RawMessag
 		}
 		return c.loadSets(w, extra)
 	}
+	if err := CheckName("ipam.pool", w.Pool); err != nil {
+		return err
+	}
 	c.Cluster = w.Pool
 	for _, k := range []struct {
 		place string

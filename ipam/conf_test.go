@@ -99,6 +99,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"cluster pool and quarantine", `{"pool":"a","quarantine":"5s"}`, `ipam.quarantine: cannot stand beside ipam.pool`, CodeInvalidConfig},
 		{"cluster pool and sticky", `{"pool":"a","sticky":false}`, `ipam.sticky: cannot stand beside ipam.pool`, CodeInvalidConfig},
 		{"cluster pool and stickyFor", `{"pool":"a","stickyFor":"5s"}`, `ipam.stickyFor: cannot stand beside ipam.pool`, CodeInvalidConfig},
+		{"cluster pool of no name", `{"pool":"a/b"}`, `ipam.pool: "a/b" may hold letters, digits and`, CodeInvalidConfig},
 		{"cluster pool and a route", `{"pool":"a","routes":[{"dst":"10/8"}]}`, `ipam.routes[0].dst: "10/8" is not a prefix`, CodeInvalidConfig},
 	}
 	for _, tt := range tests {
@@ -177,10 +178,14 @@ func TestRoutesOf(t *testing.T) {
 func FuzzLoad(f *testing.F) {
 	f.Add([]byte(`{"ranges":[[{"subnet":"192.0.2.0/24","rangeStart":"192.0.2.100","gateway":"192.0.2.1","exclude":["192.0.2.150","192.0.2.7-192.0.2.200"]}]],"routes":[{"dst":"0.0.0.0/0"}],"sticky":"strict"}`))
 	f.Add([]byte(`{"subnet":"fd00::/64","coolDown":"1m"}`))
+	f.Add([]byte(`{"pool":"tenant-a","routes":[{"dst":"0.0.0.0/0"}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Load(data, "net", nil)
 		if err != nil {
 			return
+		}
+		if local := len(c.Pool.Sets) > 0; local == (c.Cluster != "") {
+			t.Fatalf("loaded %d range sets and cluster pool %q", len(c.Pool.Sets), c.Cluster)
 		}
 		for _, s := range c.Pool.Sets {
 			if s.Size() == 0 {

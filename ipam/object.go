@@ -22,3 +22,21 @@ func LoadRanges(ranges [][]json.RawMessage) ([]RangeSet, error) {
 	}
 	return c.Pool.Sets, nil
 }
+
+// CheckName refuses what cannot be the name of a pool or of another object of
+// the registry: names have to fit keys, files and metrics. Errors are
+// *FieldError.
+func CheckName(place, s string) error {
+	if s == "" || len(s) > 63 {
+		return fieldErrorf(place, "%q is not between 1 and 63 characters long", s)
+	}
+	for i, c := range []byte(s) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		case i > 0 && (c == '-' || c == '_' || c == '.'):
+		default:
+			return fieldErrorf(place, "%q may hold letters, digits and, after the first character, dash, dot and underscore", s)
+		}
+	}
+	return nil
+}
