@@ -92,7 +92,11 @@ var inputs = []input{
 	// nerdctl keeps its --ip-range beside the range that it makes of it.
 	{name: "ipRange of nerdctl", conf: pool(`"ranges": [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.128", "rangeEnd": "192.0.2.255",
 		"gateway": "192.0.2.1", "ipRange": "192.0.2.128/25"}]]`)},
-	{name: "cluster pool without agent", conf: pool(`"pool": "red"`), code: codeConfig, at: "ipam.pool", texts: []string{`"red"`, "agent"}},
+	{name: "cluster pool that nobody has told of", conf: pool(`"pool": "red"`), code: codeTryAgain, at: "ipam.pool", texts: []string{`"red"`, "may be new", "underlayd"}},
+	{name: "cluster pool and a subnet", conf: subnet(`"pool": "red"`), code: codeConfig, at: "ipam.subnet", texts: []string{`"red"`, "ipam.pool"}},
+	{name: "cluster pool and a range of the runtime", conf: keys{"ipam": keys{"type": "underlay", "pool": "red"},
+		"runtimeConfig": json.RawMessage(`{"ipRanges": [[{"subnet": "198.51.100.0/24"}]]}`)}, code: codeConfig, at: "runtimeConfig.ipRanges", texts: []string{`"red"`, "ipam.pool"}},
+	{name: "cluster pool and sticky", conf: pool(`"pool": "red", "sticky": true`), code: codeConfig, at: "ipam.sticky", texts: []string{`"red"`, "underlayctl pool update"}},
 
 	// Ranges.
 	{name: "no ranges", conf: pool(`"routes": []`), code: codeConfig, at: "ipam.ranges", texts: []string{"missing"}},

@@ -3,7 +3,6 @@ package ipam
 import (
 	"encoding/json"
 	"fmt"
-	"math"
 	"net/netip"
 	"time"
 )
@@ -19,8 +18,11 @@ const (
 
 // Config is the `ipam` object of a network configuration, checked.
 type Config struct {
-	Pool   Pool
-	Routes []Route
+	// Pool is the network's own; the zero value with Cluster.
+	Pool Pool
+	// Cluster is the name of the cluster pool to draw on instead.
+	Cluster string
+	Routes  []Route
 	// ResolvConf is a file whose contents become the result's DNS; "" none.
 	ResolvConf string
 	// DataDir and RunDir are "" where the configuration names none.
@@ -28,19 +30,6 @@ type Config struct {
 	RunDir  string
 	// StatusOnExhausted has STATUS fail when no address is left.
 	StatusOnExhausted bool
-}
-
-// Route is a route for the container, as the CNI specification 1.1 has it.
-type Route struct {
-	Dst netip.Prefix
-	// GW is the next hop; the zero value means the gateway of the subnet.
-	GW       netip.Addr
-	MTU      int
-	AdvMSS   int
-	Priority int
-	// Table and Scope are nil for the kernel's default.
-	Table *int
-	Scope *int
 }
 
 type configWire struct {
@@ -71,16 +60,6 @@ type rangeWire struct {
 	Exclude    []string `json:"exclude"`
 }
 
-type routeWire struct {
-	Dst      string `json:"dst"`
-	GW       string `json:"gw"`
-	MTU      int    `json:"mtu"`
-	AdvMSS   int    `json:"advmss"`
-	Priority int    `json:"priority"`
-	Table    *int   `json:"table"`
-	Scope    *int   `json:"scope"`
-}
-
 // Load checks the `ipam` object of network, in host-local's shape with this
 // suite's additions. extra are range sets that the runtime passed
 // (runtimeConfig.ipRanges); they stand before those of the object. Errors
@@ -91,14 +70,7 @@ func Load(object json.RawMessage, network string, extra [][]json.RawMessage) (Co
 		return Config{}, err
 	}
 	c := Config{ResolvConf: w.ResolvConf, DataDir: w.DataDir, RunDir: w.RunDir, StatusOnExhausted: w.StatusOnExhausted}
-	c.Pool.Name = network
-	if w.Pool != "" {
-		return Config{}, fieldErrorf("ipam.pool", "%q is a cluster pool, which needs a node agent that serves it; define the ranges here instead", w.Pool)
-	}
-	if err := c.loadTimes(w); err != nil {
-		return Config{}, err
-	}
-	if err := c.loadSets(w, extra); err != nil {
+	if err := c.loadPool(w, network, extra); err != nil {
 		return Config{}, err
 	}
 	for i, raw := range w.Routes {
@@ -109,6 +81,52 @@ func Load(object json.RawMessage, network string, extra [][]json.RawMessage) (Co
 		c.Routes = append(c.Routes, r)
 	}
 	return c, nil
+}
+
+// PoolName is that of the pool that addresses come from.
+func (c *Config) PoolName() string {
+	if c.Cluster != "" {
+		return c.Cluster
+	}
+	return c.Pool.Name
+}
+
+// loadPool loads what a local pool consists of, or sees that nothing of that
+// stands beside the name of a cluster pool.
+func (c *Config) loadPool(w configWire, network string, extra [][]json.RawMessage) error {
+	if w.Pool == "" {
+		c.Pool.Name = network
+		if err := c.loadTimes(w); err != nil {
+			return err
+		}
+		return c.loadSets(w, extra)
+	}
+	if err := CheckName("ipam.pool", w.Pool); err != nil {
+		return err
+	}
+	c.Cluster = w.Pool
+	for _, k := range []struct {
+		place string
+		there bool
+	}{
+		{"ipam.ranges", len(w.Ranges) > 0}, {"ipam.subnet", w.Subnet != ""}, {"ipam.rangeStart", w.RangeStart != ""}, {"ipam.rangeEnd", w.RangeEnd != ""},
+		{"ipam.gateway", w.Gateway != ""}, {"ipam.exclude", len(w.Exclude) > 0}, {"runtimeConfig.ipRanges", len(extra) > 0},
+	} {
+		if k.there {
+			return fieldErrorf(k.place, "cannot stand beside ipam.pool: the registry says which addresses pool %q has", w.Pool)
+		}
+	}
+	for _, k := range []struct {
+		key   string
+		there bool
+	}{
+		{"coolDown", w.CoolDown != ""}, {"quarantine", w.Quarantine != ""}, {"sticky", w.Sticky != nil}, {"stickyFor", w.StickyFor != ""},
+	} {
+		if k.there {
+			return fieldErrorf("ipam."+k.key, "cannot stand beside ipam.pool: it belongs to pool %q in the registry; change it there: underlayctl pool update", w.Pool)
+		}
+	}
+	return nil
 }
 
 // Dirs are dataDir and runDir of an `ipam` object that may be invalid
@@ -228,45 +246,6 @@ func checkOverlaps(sets []RangeSet, places [][]string) error {
 		}
 	}
 	return nil
-}
-
-func loadRoute(raw json.RawMessage, place string) (Route, error) {
-	var w routeWire
-	if err := decodeStrict(raw, place, &w); err != nil {
-		return Route{}, err
-	}
-	r := Route{MTU: w.MTU, AdvMSS: w.AdvMSS, Priority: w.Priority, Table: w.Table, Scope: w.Scope}
-	dst, err := netip.ParsePrefix(w.Dst)
-	if err != nil {
-		return Route{}, fieldErrorf(place+".dst", "%q is not a prefix such as 0.0.0.0/0", w.Dst)
-	}
-	if r.Dst = dst.Masked(); r.Dst != dst {
-		return Route{}, fieldErrorf(place+".dst", "%s has host bits set; the prefix is %s", dst, r.Dst)
-	}
-	if dst.Addr().Is4In6() {
-		return Route{}, fieldErrorf(place+".dst", "%s is an IPv4 prefix in IPv6 form; write it as IPv4", dst)
-	}
-	for _, n := range []struct {
-		key   string
-		value *int
-		most  int
-	}{
-		{"mtu", &w.MTU, math.MaxUint16}, {"advmss", &w.AdvMSS, math.MaxUint16}, {"priority", &w.Priority, math.MaxUint32},
-		{"table", w.Table, math.MaxUint32}, {"scope", w.Scope, math.MaxUint8},
-	} {
-		if n.value != nil && (*n.value < 0 || *n.value > n.most) {
-			return Route{}, fieldErrorf(place+"."+n.key, "%d is not between 0 and %d", *n.value, n.most)
-		}
-	}
-	if w.GW != "" {
-		if r.GW, err = loadAddr(place+".gw", w.GW); err != nil {
-			return Route{}, err
-		}
-		if r.GW.Is4() != r.Dst.Addr().Is4() {
-			return Route{}, fieldErrorf(place+".gw", "%s is of another address family than dst %s", r.GW, r.Dst)
-		}
-	}
-	return r, nil
 }
 
 func loadAddr(place, s string) (netip.Addr, error) {

@@ -89,7 +89,18 @@ func TestLoadRefuses(t *testing.T) {
 		{"stickyFor alone", `{"subnet":"10.0.0.0/24","stickyFor":"1h"}`, `ipam.stickyFor: "1h" has no meaning`, CodeInvalidConfig},
 		{"route", `{"subnet":"10.0.0.0/24","routes":[{"dst":"0.0.0.0/0"},{"dst":"10/8"}]}`, `ipam.routes[1].dst: "10/8" is not a prefix`, CodeInvalidConfig},
 		{"route family", `{"subnet":"10.0.0.0/24","routes":[{"dst":"::/0","gw":"10.0.0.1"}]}`, `ipam.routes[0].gw: 10.0.0.1 is of another address family`, CodeInvalidConfig},
-		{"cluster pool", `{"pool":"tenant-a"}`, `ipam.pool: "tenant-a" is a cluster pool`, CodeInvalidConfig},
+		{"cluster pool and ranges", `{"pool":"tenant-a","ranges":[[{"subnet":"10.0.0.0/24"}]]}`, `ipam.ranges: cannot stand beside ipam.pool: the registry says which addresses pool "tenant-a" has`, CodeInvalidConfig},
+		{"cluster pool and subnet", `{"pool":"a","subnet":"10.0.0.0/24"}`, `ipam.subnet: cannot stand beside ipam.pool`, CodeInvalidConfig},
+		{"cluster pool and rangeStart", `{"pool":"a","rangeStart":"10.0.0.5"}`, `ipam.rangeStart: cannot stand beside ipam.pool`, CodeInvalidConfig},
+		{"cluster pool and rangeEnd", `{"pool":"a","rangeEnd":"10.0.0.5"}`, `ipam.rangeEnd: cannot stand beside ipam.pool`, CodeInvalidConfig},
+		{"cluster pool and gateway", `{"pool":"a","gateway":"10.0.0.1"}`, `ipam.gateway: cannot stand beside ipam.pool`, CodeInvalidConfig},
+		{"cluster pool and exclude", `{"pool":"a","exclude":["10.0.0.1"]}`, `ipam.exclude: cannot stand beside ipam.pool`, CodeInvalidConfig},
+		{"cluster pool and coolDown", `{"pool":"a","coolDown":"5s"}`, `ipam.coolDown: cannot stand beside ipam.pool: it belongs to pool "a" in the registry; change it there: underlayctl pool update`, CodeInvalidConfig},
+		{"cluster pool and quarantine", `{"pool":"a","quarantine":"5s"}`, `ipam.quarantine: cannot stand beside ipam.pool`, CodeInvalidConfig},
+		{"cluster pool and sticky", `{"pool":"a","sticky":false}`, `ipam.sticky: cannot stand beside ipam.pool`, CodeInvalidConfig},
+		{"cluster pool and stickyFor", `{"pool":"a","stickyFor":"5s"}`, `ipam.stickyFor: cannot stand beside ipam.pool`, CodeInvalidConfig},
+		{"cluster pool of no name", `{"pool":"a/b"}`, `ipam.pool: "a/b" may hold letters, digits and`, CodeInvalidConfig},
+		{"cluster pool and a route", `{"pool":"a","routes":[{"dst":"10/8"}]}`, `ipam.routes[0].dst: "10/8" is not a prefix`, CodeInvalidConfig},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -105,13 +116,76 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
+func TestLoadCluster(t *testing.T) {
+	t.Parallel()
+	got, err := Load(json.RawMessage(`{"type":"underlay","pool":"tenant-a","routes":[{"dst":"0.0.0.0/0"}],"resolvConf":"/r","statusOnExhausted":true,"dataDir":"/d","runDir":"/n"}`), "net", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{Cluster: "tenant-a", Routes: []Route{{Dst: netip.MustParsePrefix("0.0.0.0/0")}}, ResolvConf: "/r", StatusOnExhausted: true, DataDir: "/d", RunDir: "/n"}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	_, err = Load(json.RawMessage(`{"pool":"tenant-a"}`), "net", [][]json.RawMessage{{json.RawMessage(`{"subnet":"10.0.0.0/24"}`)}})
+	if err == nil || !strings.HasPrefix(err.Error(), "runtimeConfig.ipRanges: cannot stand beside ipam.pool") {
+		t.Errorf("with ranges of the runtime: %v", err)
+	}
+}
+
+func TestRoutesOf(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ name, pool, conf, want, refused string }{
+		{name: "none", want: `[]`},
+		{name: "the pool's", pool: `[{"dst":"0.0.0.0/0"}]`, want: `[{"dst":"0.0.0.0/0"}]`},
+		{name: "the configuration's", conf: `[{"dst":"0.0.0.0/0","gw":"192.0.2.1"}]`, want: `[{"dst":"0.0.0.0/0","gw":"192.0.2.1"}]`},
+		{name: "the same in another order", pool: `[{"dst":"0.0.0.0/0"},{"dst":"::/0","table":5,"scope":0}]`, conf: `[{"dst":"::/0","scope":0,"table":5},{"dst":"0.0.0.0/0"}]`,
+			want: `[{"dst":"0.0.0.0/0"},{"dst":"::/0","table":5,"scope":0}]`},
+		{name: "others", pool: `[{"dst":"0.0.0.0/0"}]`, conf: `[{"dst":"0.0.0.0/0","mtu":1400}]`,
+			refused: `ipam.routes: [{"dst":"0.0.0.0/0","mtu":1400}] differ from those of pool "red", which are [{"dst":"0.0.0.0/0"}]; leave them out here, or change the pool: underlayctl pool update`},
+		{name: "more", pool: `[{"dst":"::/0"}]`, conf: `[{"dst":"::/0"},{"dst":"0.0.0.0/0"}]`, refused: `ipam.routes: [{"dst":"::/0"},{"dst":"0.0.0.0/0"}] differ`},
+		{name: "another table", pool: `[{"dst":"::/0","table":5}]`, conf: `[{"dst":"::/0"}]`, refused: `ipam.routes: `},
+	}
+	load := func(text string) []Route {
+		var raw []json.RawMessage
+		if text != "" {
+			if err := json.Unmarshal([]byte(text), &raw); err != nil {
+				t.Fatal(err)
+			}
+		}
+		routes, err := LoadRoutes(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return routes
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := Pool{Name: "red", Routes: load(tt.pool)}.RoutesOf(load(tt.conf))
+			if tt.refused != "" {
+				if err == nil || !strings.HasPrefix(err.Error(), tt.refused) || err.(*FieldError).CNICode() != CodeInvalidConfig {
+					t.Errorf("error %v\nwant  %s...", err, tt.refused)
+				}
+				return
+			}
+			if text, _ := json.Marshal(append([]Route{}, got...)); err != nil || string(text) != tt.want {
+				t.Errorf("got %s, %v; want %s", text, err, tt.want)
+			}
+		})
+	}
+}
+
 func FuzzLoad(f *testing.F) {
 	f.Add([]byte(`{"ranges":[[{"subnet":"192.0.2.0/24","rangeStart":"192.0.2.100","gateway":"192.0.2.1","exclude":["192.0.2.150","192.0.2.7-192.0.2.200"]}]],"routes":[{"dst":"0.0.0.0/0"}],"sticky":"strict"}`))
 	f.Add([]byte(`{"subnet":"fd00::/64","coolDown":"1m"}`))
+	f.Add([]byte(`{"pool":"tenant-a","routes":[{"dst":"0.0.0.0/0"}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Load(data, "net", nil)
 		if err != nil {
 			return
+		}
+		if local := len(c.Pool.Sets) > 0; local == (c.Cluster != "") {
+			t.Fatalf("loaded %d range sets and cluster pool %q", len(c.Pool.Sets), c.Cluster)
 		}
 		for _, s := range c.Pool.Sets {
 			if s.Size() == 0 {

@@ -58,6 +58,12 @@ type Counts struct {
 	Elsewhere uint64 `json:"elsewhere,omitempty"`
 }
 
+// Free reports whether this node has an address left to give, if only one that
+// still cools.
+func (c Counts) Free() bool {
+	return c.Held+c.Quarantined+c.Reserved+c.Other+c.Giving+c.Elsewhere < c.Usable
+}
+
 // ExhaustedError is returned when a range set has no address left to give.
 type ExhaustedError struct {
 	Pool   string `json:"pool"`

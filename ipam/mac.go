@@ -15,20 +15,21 @@ const DefaultMACPrefix = "02"
 
 // DeriveMAC makes the MAC of the interface that carries addr on network: the
 // octets of prefix, then the low octets of the address shifted by an amount
-// that depends on the network and on the node, a name of which nobody else
-// has. It is the same after every restart; within a network no two addresses
-// of a node share one, as long as the host part of the subnet fits the octets
-// that prefix leaves; equal addresses of two networks, or of two nodes that
-// give out the same ones by mistake, get different ones. prefix is as
-// ParseMACPrefix accepts it.
-func DeriveMAC(prefix, network, node string, addr netip.Addr) (string, error) {
+// that depends on the network and on who has the address to give, by a name
+// that nobody else has: of a local pool the node, of a cluster pool the pool,
+// so that an owner who moves to another node keeps both. It is the same after
+// every restart; within a network no two addresses of one giver share one, as
+// long as the host part of the subnet fits the octets that prefix leaves; equal
+// addresses of two networks, or of two nodes that give out the same ones by
+// mistake, get different ones. prefix is as ParseMACPrefix accepts it.
+func DeriveMAC(prefix, network, giver string, addr netip.Addr) (string, error) {
 	head, err := ParseMACPrefix(prefix)
 	if err != nil {
 		return "", err
 	}
 	mac := make(net.HardwareAddr, 6)
 	n := copy(mac, head)
-	shift := digest.Sum256([]byte(network + "\x00" + node))
+	shift := digest.Sum256([]byte(network + "\x00" + giver))
 	low := addr.As16()
 	carry := 0
 	for i := 5; i >= n; i-- {

@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"encoding/json"
-	"fmt"
 	"strings"
 )
 
@@ -24,16 +23,20 @@ func LoadRanges(ranges [][]json.RawMessage) ([]RangeSet, error) {
 	return c.Pool.Sets, nil
 }
 
-// LoadRoutes checks routes in the shape that Config has them in. Errors are
-// *FieldError with the place from `routes` on.
-func LoadRoutes(routes []json.RawMessage) ([]Route, error) {
-	var out []Route
-	for i, raw := range routes {
-		r, err := loadRoute(raw, fmt.Sprintf("routes[%d]", i))
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, r)
+// CheckName refuses what cannot be the name of a pool or of another object of
+// the registry: names have to fit keys, files and metrics. Errors are
+// *FieldError.
+func CheckName(place, s string) error {
+	if s == "" || len(s) > 63 {
+		return fieldErrorf(place, "%q is not between 1 and 63 characters long", s)
 	}
-	return out, nil
+	for i, c := range []byte(s) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		case i > 0 && (c == '-' || c == '_' || c == '.'):
+		default:
+			return fieldErrorf(place, "%q may hold letters, digits and, after the first character, dash, dot and underscore", s)
+		}
+	}
+	return nil
 }

@@ -17,6 +17,8 @@ type Pool struct {
 	// UUID of a cluster pool; empty for a local one, which the node owns whole.
 	UUID string     `json:"uuid,omitempty"`
 	Sets []RangeSet `json:"sets,omitempty"`
+	// Routes of a cluster pool; those of a local one are its configuration's.
+	Routes []Route `json:"routes,omitempty"`
 	// CoolDown is how long a released address rests.
 	CoolDown time.Duration `json:"coolDown"`
 	// Quarantine is how long an address rests after a conflict.

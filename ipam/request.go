@@ -14,6 +14,8 @@ type AllocateRequest struct {
 	// Cluster is the name of the cluster pool to draw from instead, as the
 	// ledger knows it.
 	Cluster string `json:"cluster,omitempty"`
+	// Routes of the configuration, with Cluster; see Pool.RoutesOf.
+	Routes []Route `json:"routes,omitempty"`
 	// Addresses asked for, each inside a range set of its own; the range
 	// sets that are left choose freely.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
@@ -36,6 +38,14 @@ type AllocateRequest struct {
 	Since time.Time `json:"since,omitzero"`
 }
 
+// DrawOn has the addresses come from the pool of a configuration.
+func (r *AllocateRequest) DrawOn(c Config) {
+	r.Pool, r.Cluster = c.Pool, c.Cluster
+	if c.Cluster != "" {
+		r.Routes = c.Routes
+	}
+}
+
 // Ask adds an address to ask for, and the place where that was done.
 func (r *AllocateRequest) Ask(a netip.Addr, place string) {
 	r.Addresses, r.Places = append(r.Addresses, a), append(r.Places, place)
@@ -45,6 +55,8 @@ func (r *AllocateRequest) Ask(a netip.Addr, place string) {
 type Allocation struct {
 	// Addresses, one for each range set, in its order.
 	Addresses []Address `json:"addresses,omitempty"`
+	// Routes that go with a cluster pool.
+	Routes []Route `json:"routes,omitempty"`
 	// MAC to give the interface; empty when the request left it open.
 	MAC string `json:"mac,omitempty"`
 	// Known is set when the attachment held exactly this before the request:

@@ -51,7 +51,7 @@ func answer(ctx context.Context, l *ledger.Ledger, c Cluster, q *wire.Request, w
 	case wire.OpUsers:
 		a.Attachments, a.Others, err = l.Users(*q.Uses, q.Most)
 	case wire.OpStatus:
-		return status(l, *q.Status)
+		return status(l, *q.Status, true)
 	}
 	return err
 }
@@ -80,7 +80,7 @@ func allocate(l *ledger.Ledger, wanted func() error, req ipam.AllocateRequest, d
 	if !errors.As(err, &exhausted) {
 		return a, err
 	}
-	freed, rerr := Reclaim(l, req.Pool.Name)
+	freed, rerr := reclaimFor(l, req)
 	if rerr != nil {
 		return a, errors.Join(err, rerr)
 	}
@@ -126,20 +126,33 @@ func stale(l *ledger.Ledger, want wire.Stale) (out []ipam.AttachmentRecord, err 
 	return out, err
 }
 
-func status(l *ledger.Ledger, want wire.Status) error {
+// status says why an ADD would fail. With an agent that changes as soon as it
+// has reached the registry: it confirms the node's leases and gets more.
+func status(l *ledger.Ledger, want wire.Status, agent bool) error {
 	if err := l.Refused(); err != nil {
 		return err
+	}
+	p := want.Pool
+	if want.Cluster != "" {
+		var err error
+		if p, err = l.Cluster(want.Cluster); err != nil {
+			return err
+		}
+		if err := l.Unconfirmed(); err != nil && !agent {
+			return err
+		}
 	}
 	if !want.Exhausted {
 		return nil
 	}
-	counts, err := l.Counts(want.Pool)
+	counts, err := l.Counts(p)
 	if err != nil {
 		return err
 	}
 	for i, n := range counts {
-		if n.Held+n.Quarantined+n.Reserved+n.Other >= n.Usable {
-			return &ipam.ExhaustedError{Pool: want.Pool.Name, Ranges: want.Pool.Sets[i].String(), Counts: n}
+		full := &ipam.ExhaustedError{Pool: p.Name, Ranges: p.Sets[i].String(), Counts: n, Cluster: want.Cluster != ""}
+		if !n.Free() && !(agent && full.More()) {
+			return full
 		}
 	}
 	return nil

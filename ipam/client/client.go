@@ -209,12 +209,13 @@ func (c *Client) Users(ctx context.Context, u ipam.Uses, most int) (vlan, hostAc
 	return vlan, hostAccess, err
 }
 
-// Status reports why an ADD would fail now: the ledger cannot be used, or,
-// when the pool asks for it, no address is left.
+// Status reports why an ADD would fail now and go on failing: the ledger cannot
+// be used, the node knows no such pool or nobody is there to confirm its leases,
+// or, when the configuration asks for it, no address is left.
 func (c *Client) Status(ctx context.Context, cfg ipam.Config) error {
-	want := wire.Status{Pool: cfg.Pool, Exhausted: cfg.StatusOnExhausted}
+	want := wire.Status{Pool: cfg.Pool, Cluster: cfg.Cluster, Exhausted: cfg.StatusOnExhausted}
 	_, err := c.do(ctx, &wire.Request{Op: wire.OpStatus, Status: &want}, func(l *ledger.Ledger) error {
-		return status(l, want)
+		return status(l, want, false)
 	})
 	return err
 }

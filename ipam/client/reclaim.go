@@ -38,8 +38,24 @@ type Reclaimed struct {
 	Doubt string
 }
 
-// Reclaim releases what containers hold that went without a DEL, in a pool or,
-// if that is "", in all: a first look marks the attachments whose namespace is
+// reclaimFor is Reclaim in the pool that req draws on.
+func reclaimFor(l *ledger.Ledger, req ipam.AllocateRequest) (Reclaimed, error) {
+	pool, err := poolOf(l, req)
+	if err != nil {
+		return Reclaimed{}, err
+	}
+	return Reclaim(l, pool.ID())
+}
+
+func poolOf(l *ledger.Ledger, req ipam.AllocateRequest) (ipam.Pool, error) {
+	if req.Cluster == "" {
+		return req.Pool, nil
+	}
+	return l.Cluster(req.Cluster)
+}
+
+// Reclaim releases what containers hold that went without a DEL, in the pool of
+// an ID (ipam.Pool.ID) or, if that is "", in all: a first look marks the attachments whose namespace is
 // gone, a later one, after reclaimAge, releases those that are still gone. A
 // link goes with its namespace, so nothing answers for the addresses any more.
 // It does nothing where it cannot see (in a mount namespace other than init's),
@@ -102,7 +118,7 @@ func attachments(l *ledger.Ledger, pool string) (out []ipam.AttachmentRecord, er
 	holders := map[ipam.Attachment]bool{}
 	if pool != "" {
 		err = l.Records(func(r ipam.Record) error {
-			if r.State == ipam.Held && r.Pool == pool {
+			if r.State == ipam.Held && r.PoolID() == pool {
 				holders[r.Attachment] = true
 			}
 			return nil

@@ -15,8 +15,9 @@ import (
 )
 
 // Result is what IPAM answers for an allocation: addresses with gateways, the
-// routes of the configuration and what DNS returned. It names no interfaces,
-// as the specification has it for IPAM plugins.
+// routes of the configuration, or those that go with a cluster pool, and what
+// DNS returned. It names no interfaces, as the specification has it for IPAM
+// plugins.
 func Result(cfg ipam.Config, a ipam.Allocation, dns types.DNS) *current.Result {
 	res := &current.Result{CNIVersion: current.ImplementedSpecVersion, DNS: dns}
 	for _, x := range a.Addresses {
@@ -26,7 +27,11 @@ func Result(cfg ipam.Config, a ipam.Allocation, dns types.DNS) *current.Result {
 		}
 		res.IPs = append(res.IPs, ip)
 	}
-	for _, r := range cfg.Routes {
+	routes := cfg.Routes
+	if cfg.Cluster != "" {
+		routes = a.Routes
+	}
+	for _, r := range routes {
 		out := &types.Route{Dst: ipNet(r.Dst), MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority, Table: r.Table, Scope: r.Scope}
 		if r.GW.IsValid() {
 			out.GW = r.GW.AsSlice()

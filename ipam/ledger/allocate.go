@@ -114,8 +114,12 @@ func checkNames(names ...[2]string) error {
 // allocateFrom is allocate with the pool that the ledger knows, if it is a
 // cluster pool, whose UUID it returns.
 func (t *tx) allocateFrom(req ipam.AllocateRequest) (out ipam.Allocation, pool string, err error) {
+	var routes []ipam.Route
 	if req.Cluster != "" {
 		if req.Pool, err = t.cluster(req.Cluster); err != nil {
+			return out, "", err
+		}
+		if routes, err = req.Pool.RoutesOf(req.Routes); err != nil {
 			return out, "", err
 		}
 	} else if req.Pool.UUID != "" {
@@ -128,6 +132,7 @@ func (t *tx) allocateFrom(req ipam.AllocateRequest) (out ipam.Allocation, pool s
 		}
 	}
 	out, err = t.allocate(req)
+	out.Routes = routes
 	return out, req.Pool.UUID, err
 }
 
@@ -197,7 +202,11 @@ func (t *tx) newGrant(req ipam.AllocateRequest, choices []choice, since time.Tim
 	mac := req.MAC
 	if mac == "" && req.MACPrefix != "" && len(choices) > 0 {
 		var err error
-		if mac, err = ipam.DeriveMAC(req.MACPrefix, req.Attachment.Network, string(t.get(bucketMeta, keyID)), choices[0].addr); err != nil {
+		giver := req.Pool.UUID
+		if giver == "" {
+			giver = string(t.get(bucketMeta, keyID))
+		}
+		if mac, err = ipam.DeriveMAC(req.MACPrefix, req.Attachment.Network, giver, choices[0].addr); err != nil {
 			return nil, err
 		}
 	}

@@ -325,6 +325,16 @@ func (t *tx) cluster(name string) (ipam.Pool, error) {
 		Msg: fmt.Sprintf("this node knows no pool %q; it may be new, and underlayd has to tell of it", name)}
 }
 
+// Cluster returns the cluster pool of a name. That there is none is an
+// *ipam.FieldError.
+func (l *Ledger) Cluster(name string) (p ipam.Pool, err error) {
+	err = l.view(func(t *tx) error {
+		p, err = t.cluster(name)
+		return err
+	})
+	return p, err
+}
+
 // SetPools replaces all cluster pools by what the registry says of them. One
 // that is missing gives out nothing any more; what is held of it stays.
 func (l *Ledger) SetPools(pools []ipam.Pool) error {

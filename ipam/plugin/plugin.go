@@ -75,9 +75,10 @@ func add(ctx context.Context, req *cni.Request) (*current.Result, error) {
 		return nil, err
 	}
 	ask := ipam.AllocateRequest{
-		Attachment: k.att, Pool: cfg.Pool, Owner: req.Args.Owner,
+		Attachment: k.att, Owner: req.Args.Owner,
 		Runtime: client.Runtime(req.Path), Netns: client.Identify(req.Netns),
 	}
+	ask.DrawOn(cfg)
 	for _, ip := range ips {
 		ask.Ask(ip.Addr, ip.Place)
 	}

@@ -59,7 +59,7 @@ func Add(ctx context.Context, req *cni.Request, conf *Config, kind Kind) (*curre
 			return res, err
 		case try == candidates:
 			return nil, cni.Errorf(types.ErrTryAgainLater, "pool %q: %d addresses in a row are in use on the wire without being held here, the last one: %w",
-				p.ipam.Pool.Name, candidates, err)
+				p.ipam.PoolName(), candidates, err)
 		}
 	}
 }

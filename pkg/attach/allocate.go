@@ -38,7 +38,7 @@ func (a *adder) request() (req ipam.AllocateRequest, err error) {
 		req.MAC = a.mac.String()
 	}
 	if a.ipamType == OwnIPAM {
-		req.Pool = a.ipam.Pool
+		req.DrawOn(a.ipam)
 		for _, ip := range a.ips {
 			req.Ask(ip.Addr, ip.Place)
 		}

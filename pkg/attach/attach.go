@@ -42,7 +42,8 @@ type Config struct {
 	MTU int `json:"mtu"`
 	// MAC of the interface; see also MACPrefix.
 	MAC string `json:"mac"`
-	// MACPrefix begins the MACs that are derived from network, node and address.
+	// MACPrefix begins the MACs that are derived from network and address, and from
+	// node or cluster pool.
 	MACPrefix string `json:"macPrefix"`
 	// LinkInContainer: the parent is in the container's namespace.
 	LinkInContainer bool `json:"linkInContainer"`

@@ -122,6 +122,7 @@ func (o *object) allocate(r *ipam.AllocateRequest) {
 	})
 	o.in("pool", "{}", func(o *object) { o.pool(&r.Pool) })
 	o.text("cluster", r.Cluster)
+	o.routes(r.Routes)
 	o.list("addresses", len(r.Addresses), func(i int) { o.quote(r.Addresses[i].String()) })
 	o.list("places", len(r.Places), func(i int) { o.quote(r.Places[i]) })
 	o.list("avoid", len(r.Avoid), func(i int) { o.quote(r.Avoid[i].String()) })
@@ -160,6 +161,7 @@ func (o *object) pool(p *ipam.Pool) {
 			}
 		})
 	})
+	o.routes(p.Routes)
 	o.number("coolDown", int64(p.CoolDown))
 	o.number("quarantine", int64(p.Quarantine))
 	o.text("sticky", string(p.Sticky))
@@ -172,6 +174,25 @@ func (o *object) rng(r ipam.Range) {
 	o.addr("gateway", r.Gateway)
 	o.list("exclude", len(r.Exclude), func(i int) {
 		o.nest("{}", func(o *object) { o.interval(r.Exclude[i]) })
+	})
+}
+
+func (o *object) routes(routes []ipam.Route) {
+	o.list("routes", len(routes), func(i int) {
+		o.nest("{}", func(o *object) {
+			r := routes[i]
+			o.text("dst", r.Dst.String())
+			o.addr("gw", r.GW)
+			o.number("mtu", int64(r.MTU))
+			o.number("advmss", int64(r.AdvMSS))
+			o.number("priority", int64(r.Priority))
+			if r.Table != nil {
+				o.number("table", int64(*r.Table))
+			}
+			if r.Scope != nil {
+				o.number("scope", int64(*r.Scope))
+			}
+		})
 	})
 }
 
@@ -214,7 +235,8 @@ func (r *reader) text() string {
 }
 
 // allocated reads the response to a request to allocate; ok is false if it is
-// not the plain one of success.
+// not the plain one of success. Of routes that is one with destination and next
+// hop at most.
 func allocated(line string) (a *Response, ok bool) {
 	r := &reader{rest: strings.TrimSuffix(line, "\n")}
 	r.must(`{"v":` + strconv.Itoa(Version) + `,"allocation":{`)
@@ -222,6 +244,16 @@ func allocated(line string) (a *Response, ok bool) {
 	if r.next(`"addresses":[`) {
 		for !r.bad {
 			out.Addresses = append(out.Addresses, r.address())
+			if !r.next(",") {
+				break
+			}
+		}
+		r.must("]")
+		r.next(",")
+	}
+	if r.next(`"routes":[`) {
+		for !r.bad {
+			out.Routes = append(out.Routes, r.route())
 			if !r.next(",") {
 				break
 			}
@@ -239,16 +271,35 @@ func allocated(line string) (a *Response, ok bool) {
 }
 
 func (r *reader) address() (a ipam.Address) {
-	var err error
 	r.must(`{"prefix":"`)
-	if a.Prefix, err = netip.ParsePrefix(r.text()); err != nil {
-		r.bad = true
-	}
+	a.Prefix = r.prefix()
 	if r.next(`,"gateway":"`) {
-		if a.Gateway, err = netip.ParseAddr(r.text()); err != nil {
-			r.bad = true
-		}
+		a.Gateway = r.addr()
 	}
 	r.must("}")
+	return a
+}
+
+func (r *reader) route() (out ipam.Route) {
+	r.must(`{"dst":"`)
+	out.Dst = r.prefix()
+	if r.next(`,"gw":"`) {
+		out.GW = r.addr()
+	}
+	r.must("}")
+	return out
+}
+
+// prefix and addr follow an opening quote.
+
+func (r *reader) prefix() netip.Prefix {
+	p, err := netip.ParsePrefix(r.text())
+	r.bad = r.bad || err != nil
+	return p
+}
+
+func (r *reader) addr() netip.Addr {
+	a, err := netip.ParseAddr(r.text())
+	r.bad = r.bad || err != nil
 	return a
 }

@@ -98,6 +98,8 @@ type Stale struct {
 // Status asks why an ADD would fail now.
 type Status struct {
 	Pool ipam.Pool `json:"pool"`
+	// Cluster is the name of a cluster pool, in the place of Pool.
+	Cluster string `json:"cluster,omitempty"`
 	// Exhausted: a pool without a free address counts.
 	Exhausted bool `json:"exhausted,omitempty"`
 }

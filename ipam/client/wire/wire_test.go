@@ -29,14 +29,15 @@ func full(t testing.TB) *Request {
 	att := ipam.Attachment{Network: "lan", ContainerID: "c\x01\"", IfName: "eth0"}
 	return &Request{
 		Version: Version, Op: OpAllocate, Deadline: 5, DataDir: "/var/lib/x",
-		Allocate: &ipam.AllocateRequest{Attachment: att, Pool: cfg.Pool, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.101")},
+		Allocate: &ipam.AllocateRequest{Attachment: att, Pool: cfg.Pool, Cluster: "red",
+			Routes: []ipam.Route{{Dst: netip.MustParsePrefix("::/0"), MTU: 1400, Scope: new(int)}}, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.101")},
 			Places: []string{"ips[0]"}, Avoid: []netip.Addr{netip.MustParseAddr("2001:db8::1")}, MAC: "02:00:00:00:00:01", MACPrefix: "02",
 			Owner: "ns/x", Runtime: "ctr", Netns: ipam.Netns{Path: "/p", Dev: 1 << 60, Inode: 1<<64 - 1},
 			Uses: ipam.Uses{Parent: "eth1", VLAN: 5, HostAccess: true, Port: "l2"}, Since: now},
 		Release: &ipam.ReleaseRequest{Attachment: att, Before: now, Since: now, Undo: true,
 			Conflict: []ipam.Conflict{{Address: netip.MustParseAddr("192.0.2.1"), Reason: "answered"}}},
 		Seen: &Seen{Since: now, Netns: ipam.Netns{Inode: 4}}, Attachment: &att,
-		Stale: &Stale{Network: "lan", Runtime: "ctr", Before: now}, Uses: &ipam.Uses{Parent: "eth1"}, Status: &Status{Pool: cfg.Pool, Exhausted: true},
+		Stale: &Stale{Network: "lan", Runtime: "ctr", Before: now}, Uses: &ipam.Uses{Parent: "eth1"}, Status: &Status{Pool: cfg.Pool, Cluster: "red", Exhausted: true},
 	}
 }
 
@@ -79,6 +80,9 @@ func TestFailure(t *testing.T) {
 		&ipam.FieldError{Place: "ips[0]", Msg: "bad"},
 		&ipam.FieldError{Place: "x", Msg: "bad", Code: ipam.CodeDecode},
 		&ipam.ExhaustedError{Pool: "lan", Ranges: "a-b", Counts: ipam.Counts{Usable: 1<<63 - 1, Held: 1, Cooling: 2, Quarantined: 3, Reserved: 4, Other: 5}},
+		&ipam.ExhaustedError{Pool: "red", Ranges: "a-b", Counts: ipam.Counts{Usable: 9, Held: 1, Giving: 2, Elsewhere: 6}, Cluster: true},
+		&ipam.FieldError{Place: "ipam.pool", Msg: "unknown", Code: ipam.CodeTryAgainLater},
+		&ipam.LedgerError{Path: "/x", Msg: "gives out nothing yet", Hint: "start it", Err: ledger.ErrUnconfirmed, Code: ipam.CodeTryAgainLater},
 		&ipam.TakenError{Addr: netip.MustParseAddr("2001:db8::1"), State: ipam.Held, Holder: "x"},
 		lost,
 		&ipam.LedgerError{Path: "/x", Msg: "is busy", Err: fmt.Errorf("%w: %w", ledger.ErrLocked, context.DeadlineExceeded), Code: ipam.CodeTryAgainLater},

@@ -18,8 +18,16 @@ import (
 // Versions of the forms. Older ones are read too.
 const (
 	Version     = 2 // 1 has no PoolUUID
-	PoolVersion = 2 // 1 has no UUID
+	PoolVersion = 3 // 1 has no UUID, 2 no Routes
 )
+
+// poolVersion is the oldest version from 2 on that can tell a pool.
+func poolVersion(p ipam.Pool) uint64 {
+	if len(p.Routes) > 0 {
+		return PoolVersion
+	}
+	return 2
+}
 
 // withPort is the version of an attachment's record that has Uses.Port.
 const withPort = 2
@@ -129,7 +137,8 @@ func DecodeAttachment(value []byte) (r ipam.AttachmentRecord, err error) {
 // EncodePool returns the form of a pool.
 func EncodePool(p ipam.Pool) []byte {
 	w := writer{}
-	w.number(PoolVersion)
+	version := poolVersion(p)
+	w.number(version)
 	w.text(p.Name)
 	w.text(p.UUID)
 	w.number(uint64(len(p.Sets)))
@@ -149,6 +158,12 @@ func EncodePool(p ipam.Pool) []byte {
 	w.number(uint64(p.Quarantine))
 	w.text(string(p.Sticky))
 	w.number(uint64(p.StickyFor))
+	if version > 2 {
+		w.number(uint64(len(p.Routes)))
+		for _, r := range p.Routes {
+			w.route(r)
+		}
+	}
 	return w.b
 }
 
@@ -169,6 +184,9 @@ func DecodePool(value []byte) (p ipam.Pool, err error) {
 	p.Quarantine = time.Duration(d.number())
 	p.Sticky = ipam.Sticky(d.text())
 	p.StickyFor = time.Duration(d.number())
+	if version > 2 {
+		p.Routes = list(&d, (*reader).route)
+	}
 	return p, d.end()
 }
 
@@ -199,6 +217,30 @@ func (w *writer) interval(i ipam.Interval) {
 
 func (d *reader) interval() ipam.Interval {
 	return ipam.Interval{First: d.addr(), Last: d.addr()}
+}
+
+func (w *writer) route(r ipam.Route) {
+	w.prefix(r.Dst)
+	w.addr(r.GW)
+	for _, n := range []int{r.MTU, r.AdvMSS, r.Priority} {
+		w.signed(int64(n))
+	}
+	for _, n := range []*int{r.Table, r.Scope} {
+		if w.flag(n != nil); n != nil {
+			w.signed(int64(*n))
+		}
+	}
+}
+
+func (d *reader) route() ipam.Route {
+	r := ipam.Route{Dst: d.prefix(), GW: d.addr(), MTU: int(d.signed()), AdvMSS: int(d.signed()), Priority: int(d.signed())}
+	for _, n := range []**int{&r.Table, &r.Scope} {
+		if d.flag() {
+			*n = new(int)
+			**n = int(d.signed())
+		}
+	}
+	return r
 }
 
 // The zero Prefix and Addr have the length 0.

@@ -126,6 +126,18 @@ func TestCycle(t *testing.T) {
 		t.Errorf("a pool with %d exclusions: %v", len(long.Exclude), err)
 	}
 	ranges(t, ipam.Pool{})
+	main, link := 254, 253
+	routed := pool
+	routed.UUID = "u"
+	routed.Routes = []ipam.Route{
+		{Dst: netip.MustParsePrefix("0.0.0.0/0"), GW: netip.MustParseAddr("192.0.2.1"), MTU: 1400, AdvMSS: 1360, Priority: 1 << 31, Table: &main, Scope: &link},
+		{Dst: netip.MustParsePrefix("2001:db8::/32"), Scope: new(int)},
+	}
+	ranges(t, routed)
+	// What has no routes is as it was before there were any.
+	if a, b := EncodePool(pool)[0], EncodePool(routed)[0]; a != 2 || b != 3 {
+		t.Errorf("versions %d and %d", a, b)
+	}
 }
 
 // FuzzDecode: whatever can be decoded is encoded to something that says the
@@ -134,6 +146,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(Encode(full))
 	f.Add(EncodeAttachment(attached))
 	f.Add(EncodePool(pool))
+	f.Add(EncodePool(ipam.Pool{Name: "lan", UUID: "u", Routes: []ipam.Route{{Dst: netip.MustParsePrefix("::/0"), Table: new(int)}}}))
 	f.Add(EncodeBlock(block()))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		again(t, value, Encode, Decode)

@@ -79,18 +79,4 @@ func checkNode(place string, n lease.Node) error {
 	return nil
 }
 
-// checkName keeps names fit for keys, files and metrics.
-func checkName(place, s string) error {
-	if s == "" || len(s) > 63 {
-		return fmt.Errorf("%s: %q is not between 1 and 63 characters long", place, s)
-	}
-	for i, c := range []byte(s) {
-		switch {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
-		case i > 0 && (c == '-' || c == '_' || c == '.'):
-		default:
-			return fmt.Errorf("%s: %q may hold letters, digits and, after the first character, dash, dot and underscore", place, s)
-		}
-	}
-	return nil
-}
+func checkName(place, s string) error { return ipam.CheckName(place, s) }

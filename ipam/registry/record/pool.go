@@ -49,7 +49,7 @@ type Pool struct {
 	// Ranges as they were written; Sets are what they mean.
 	Ranges [][]json.RawMessage
 	Sets   []ipam.RangeSet
-	// Routes as they were written; Config.Routes is what they mean.
+	// Routes as they were written; IPAM says what they mean.
 	Routes []json.RawMessage
 	// Bits4 and Bits6 are the prefix lengths of blocks, which never change; 0
 	// where no range is of the family.
@@ -276,7 +276,8 @@ func (p Pool) Grid(set int) (lease.Grid, error) {
 
 // IPAM is the pool as the ledger knows it.
 func (p Pool) IPAM() ipam.Pool {
-	return ipam.Pool{Name: p.Name, UUID: p.UUID, Sets: p.Sets, CoolDown: p.CoolDown, Quarantine: p.Quarantine, Sticky: p.Sticky, StickyFor: p.StickyFor}
+	routes, _ := ipam.LoadRoutes(p.Routes) // which was done before, to check them
+	return ipam.Pool{Name: p.Name, UUID: p.UUID, Sets: p.Sets, Routes: routes, CoolDown: p.CoolDown, Quarantine: p.Quarantine, Sticky: p.Sticky, StickyFor: p.StickyFor}
 }
 
 // Overlap returns what two pools have in common: addresses, or blocks if one

@@ -44,6 +44,19 @@ func TestBlock(t *testing.T) {
 	}
 }
 
+// TestPoolOfLedger: the ledger is told the routes of a pool too.
+func TestPoolOfLedger(t *testing.T) {
+	t.Parallel()
+	p, err := record.LoadPool([]byte(`{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.5.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"},{"dst":"10.0.0.0/8","gw":"10.5.0.2","scope":0}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []ipam.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0")}, {Dst: netip.MustParsePrefix("10.0.0.0/8"), GW: netip.MustParseAddr("10.5.0.2"), Scope: new(int)}}
+	if diff := cmp.Diff(want, p.IPAM().Routes, opts...); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
 // TestRefuses: what cannot be understood in whole is not taken in part.
 func TestRefuses(t *testing.T) {
 	t.Parallel()

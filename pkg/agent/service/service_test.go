@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/client/wire"
+	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 )
 
@@ -103,6 +105,24 @@ func (p *place) add(id string) string {
 	return a.Addresses[0].Prefix.String()
 }
 
+// leaseRed has the ledger lease all of a cluster pool, which is one address.
+func (p *place) leaseRed() {
+	p.t.Helper()
+	l, err := ledger.Open(p.t.Context(), p.options)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	a := netip.MustParseAddr("198.51.100.7")
+	red := ipam.Pool{Name: "red", UUID: "6a4f2f0e-3f0f-4c49-9a3e-1f1d5f6a7b01", Routes: []ipam.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), GW: a.Next()}},
+		Sets: []ipam.RangeSet{{{Subnet: netip.MustParsePrefix("198.51.100.0/24"), Interval: ipam.Interval{First: a, Last: a}}}}}
+	me, err := l.Node()
+	err = errors.Join(err, l.SetPools([]ipam.Pool{red}))
+	_, lerr := l.Learn(red.UUID, lease.Seen{Block: lease.Block{CIDR: netip.PrefixFrom(a, 32), Owner: me}, Rev: 1}, true)
+	if err := errors.Join(err, lerr, l.Confirm(), l.Close()); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 // TestSame: all that a client asks gives the same answers with an agent and
 // without.
 func TestSame(t *testing.T) {
@@ -131,6 +151,30 @@ func TestSame(t *testing.T) {
 		}},
 		{"allocate without a name", func(c *client.Client, pool ipam.Pool) (any, error) {
 			return c.Allocate(t.Context(), ipam.AllocateRequest{Pool: pool}, nil)
+		}},
+		{"allocate from a cluster pool", func(c *client.Client, _ ipam.Pool) (any, error) {
+			return c.Allocate(t.Context(), ipam.AllocateRequest{Attachment: att("r"), Cluster: "red", MACPrefix: "02"}, nil)
+		}},
+		{"allocate from a full cluster pool", func(c *client.Client, _ ipam.Pool) (any, error) {
+			return c.Allocate(t.Context(), ipam.AllocateRequest{Attachment: att("y"), Cluster: "red"}, nil)
+		}},
+		{"allocate with other routes", func(c *client.Client, _ ipam.Pool) (any, error) {
+			return c.Allocate(t.Context(), ipam.AllocateRequest{Attachment: att("r"), Cluster: "red", Routes: []ipam.Route{{Dst: netip.MustParsePrefix("::/0")}}}, nil)
+		}},
+		{"allocate from an unknown pool", func(c *client.Client, _ ipam.Pool) (any, error) {
+			return c.Allocate(t.Context(), ipam.AllocateRequest{Attachment: att("y"), Cluster: "blue"}, nil)
+		}},
+		{"status of an unknown pool", func(c *client.Client, _ ipam.Pool) (any, error) {
+			return nil, c.Status(t.Context(), ipam.Config{Cluster: "blue"})
+		}},
+		{"status of a full cluster pool", func(c *client.Client, _ ipam.Pool) (any, error) {
+			return nil, c.Status(t.Context(), ipam.Config{Cluster: "red", StatusOnExhausted: true})
+		}},
+		{"allocate before leases are confirmed", func(c *client.Client, _ ipam.Pool) (any, error) {
+			if err := os.Remove(filepath.Join(c.Options().RunDir, "confirmed")); err != nil {
+				t.Error(err)
+			}
+			return c.Allocate(t.Context(), ipam.AllocateRequest{Attachment: att("y"), Cluster: "red"}, nil)
 		}},
 		{"attachment", func(c *client.Client, _ ipam.Pool) (any, error) {
 			rec, recs, ok, err := c.Attachment(t.Context(), att("a"))
@@ -177,6 +221,7 @@ func TestSame(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.add("b")
+		p.leaseRed()
 		return p
 	}
 	with, without := fill(), fill()
@@ -194,7 +239,7 @@ func TestSame(t *testing.T) {
 		if g, w := fmt.Sprint(got), strings.ReplaceAll(fmt.Sprint(want), without.dir, with.dir); g != w && tt.name != "allocate" {
 			t.Errorf("%s: with an agent %s, without %s", tt.name, g, w)
 		}
-		if fmt.Sprint(gotErr) != fmt.Sprint(wantErr) || fmt.Sprintf("%T", gotErr) != fmt.Sprintf("%T", wantErr) || coded(gotErr) != coded(wantErr) {
+		if fmt.Sprint(gotErr) != strings.ReplaceAll(fmt.Sprint(wantErr), without.dir, with.dir) || fmt.Sprintf("%T", gotErr) != fmt.Sprintf("%T", wantErr) || coded(gotErr) != coded(wantErr) {
 			t.Errorf("%s: with an agent %T %v, without %T %v", tt.name, gotErr, gotErr, wantErr, wantErr)
 		}
 	}
