@@ -120,7 +120,7 @@ func TestStatusOfCluster(t *testing.T) {
 			if tt.pool != "" {
 				want.Cluster = tt.pool
 			}
-			got := Answer(l, &wire.Request{Op: wire.OpStatus, Status: &want}, always)
+			got := Answer(t.Context(), l, nil, &wire.Request{Op: wire.OpStatus, Status: &want}, always)
 			says(t, "with an agent", got.Failure.Err(), tt.with)
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
