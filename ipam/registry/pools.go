@@ -110,7 +110,8 @@ func (r Registry) UpdatePool(ctx context.Context, p record.Pool) (record.Pool, e
 		p.Bits6 = old.Value.Bits6
 	}
 	if p, err = record.DecodePool(record.EncodePool(p)); err != nil {
-		return p, err // the new ranges do not go with the old block size
+		// The new ranges do not go with it.
+		return p, fmt.Errorf("pool %q: the size of its blocks: %w: %w", p.Name, ErrFixed, err)
 	}
 	a := r.Store.Swap(ctx, record.PoolFolder+p.Name, old.Rev, record.EncodePool(p))
 	if err := a.err(); err != nil {

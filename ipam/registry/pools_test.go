@@ -146,6 +146,13 @@ func TestUpdatePool(t *testing.T) {
 	if err := change(record.Routed, `{"subnet":"10.0.0.0/24"}`); !errors.Is(err, registry.ErrFixed) {
 		t.Errorf("another kind: %v", err)
 	}
+	small, err := record.LoadPool([]byte(`{"version":1,"name":"pods","kind":"shared","ranges":[[{"subnet":"10.0.0.0/28"},{"subnet":"10.9.0.0/31"}]]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.UpdatePool(ctx, small); !errors.Is(err, registry.ErrFixed) {
+		t.Errorf("a range smaller than a block: %v", err)
+	}
 	other := pool(t, "pods", "", record.Shared, `{"subnet":"10.0.0.0/24"}`)
 	other.UUID = string(n2)
 	if _, err := r.UpdatePool(ctx, other); !errors.Is(err, registry.ErrFixed) {
