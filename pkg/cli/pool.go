@@ -11,10 +11,11 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/pkg/cli/book"
+	"github.com/underlay-cni/underlay/pkg/cli/term"
 )
 
 func (a *app) pool() *cobra.Command {
-	return noun("pool", "Pools of addresses, as they were last used", a.poolList(), a.poolShow())
+	return term.Noun("pool", "Pools of addresses, as they were last used", a.poolList(), a.poolShow())
 }
 
 // poolView is a pool with the counts of its addresses.
@@ -54,15 +55,15 @@ OTHER addresses are used by pools that overlap.`,
 			if err != nil {
 				return err
 			}
-			return a.print(cmd, views, func(t *table) {
-				t.row("NAME", "RANGES", "USABLE", "HELD", "COOLING", "QUARANTINED", "RESERVED", "OTHER", "FREE")
+			return a.print(cmd, views, func(t *term.Table) {
+				t.Row("NAME", "RANGES", "USABLE", "HELD", "COOLING", "QUARANTINED", "RESERVED", "OTHER", "FREE")
 				for _, p := range views {
 					for _, s := range p.Sets {
 						usable, free := "", ""
 						if p.Known {
 							usable, free = count(s.Usable), count(s.Free)
 						}
-						t.row(p.Name, ranges(s.Ranges), usable, s.Held, s.Cooling, s.Quarantined, s.Reserved, s.Other, free)
+						t.Row(p.Name, ranges(s.Ranges), usable, s.Held, s.Cooling, s.Quarantined, s.Reserved, s.Other, free)
 					}
 				}
 			})
@@ -87,36 +88,36 @@ func (a *app) poolShow() *cobra.Command {
 			}
 			i := slices.IndexFunc(views, func(p poolView) bool { return p.Name == args[0] })
 			if i < 0 {
-				return hint(fmt.Errorf("the ledger knows no pool %q", args[0]), "a pool is known from the first ADD on; see: underlayctl pool list")
+				return term.Hint(fmt.Errorf("the ledger knows no pool %q", args[0]), "a pool is known from the first ADD on; see: underlayctl pool list")
 			}
 			return a.print(cmd, views[i], views[i].people)
 		},
 	}
 }
 
-func (p poolView) people(t *table) {
-	t.field("Name", p.Name)
-	t.field("Cool-down", p.CoolDown)
-	t.field("Quarantine", p.Quarantine)
-	t.field("Sticky", strings.TrimSpace(p.Sticky+" "+p.StickyFor))
+func (p poolView) people(t *term.Table) {
+	t.Field("Name", p.Name)
+	t.Field("Cool-down", p.CoolDown)
+	t.Field("Quarantine", p.Quarantine)
+	t.Field("Sticky", strings.TrimSpace(p.Sticky+" "+p.StickyFor))
 	for i, s := range p.Sets {
-		t.line("")
-		t.field("Range set", i)
+		t.Line("")
+		t.Field("Range set", i)
 		for _, r := range s.Ranges {
-			t.field("Range", fmt.Sprintf("%s of %s", r.Interval, r.Subnet))
-			t.field("Gateway", r.Gateway)
-			t.field("Left out", join(r.Exclude, ", "))
+			t.Field("Range", fmt.Sprintf("%s of %s", r.Interval, r.Subnet))
+			t.Field("Gateway", r.Gateway)
+			t.Field("Left out", join(r.Exclude, ", "))
 		}
 		if p.Known {
-			t.field("Usable", count(s.Usable))
+			t.Field("Usable", count(s.Usable))
 		}
-		t.field("Held", s.Held)
-		t.field("Cooling", s.Cooling)
-		t.field("Quarantined", s.Quarantined)
-		t.field("Reserved", s.Reserved)
-		t.field("Other", s.Other)
+		t.Field("Held", s.Held)
+		t.Field("Cooling", s.Cooling)
+		t.Field("Quarantined", s.Quarantined)
+		t.Field("Reserved", s.Reserved)
+		t.Field("Other", s.Other)
 		if p.Known {
-			t.field("Free", count(s.Free))
+			t.Field("Free", count(s.Free))
 		}
 	}
 }
