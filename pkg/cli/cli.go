@@ -1,10 +1,12 @@
 // Package cli is the command line underlayctl, `<noun> <verb>`: it shows what
 // the ledger of this node holds, checks it and makes it anew, changes the
 // list of senders of a source mode link, and writes network configurations.
+// What concerns all nodes is in package cluster.
 //
 // A file is a noun. Commands ask the agent that has the ledger open; without one
-// those that read open it for reading beside the plugins, and create nothing. Output goes to stdout, as a table or, for
-// programs, as JSON; errors and hints go to stderr.
+// those that read open it for reading beside the plugins, and create nothing.
+// Output goes to stdout, as a table or, for programs, as JSON; errors and hints
+// go to stderr.
 package cli
 
 import (
@@ -21,6 +23,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/pkg/cli/book"
+	"github.com/underlay-cni/underlay/pkg/cli/cluster"
 	"github.com/underlay-cni/underlay/pkg/cli/term"
 )
 
@@ -76,8 +79,9 @@ type app struct {
 }
 
 func (a *app) root() *cobra.Command {
-	root := term.Noun("underlayctl", "Show and repair what underlay keeps on this node",
+	root := term.Noun("underlayctl", "Show and repair what underlay keeps, on this node and in its cluster",
 		a.address(), a.attachment(), a.conf(), a.ledger(), a.pool(), a.source(), a.version())
+	root.AddCommand(a.cluster().Nouns()...)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetUsageTemplate(term.UsageTemplate)
 	flags := root.PersistentFlags()
@@ -99,6 +103,11 @@ func (a *app) markBegin(c *cobra.Command) {
 	for _, sub := range c.Commands() {
 		a.markBegin(sub)
 	}
+}
+
+// cluster are the commands that ask the registry of the cluster.
+func (a *app) cluster() cluster.Commands {
+	return cluster.Commands{RunDir: func() string { return a.place().RunDir }, Output: &a.output}
 }
 
 // place says where the ledger is.

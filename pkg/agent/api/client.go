@@ -60,7 +60,7 @@ func (c *Client) Ready(ctx context.Context) (r Ready, err error) {
 	return r, err
 }
 
-// Pools lists the local pools as they were last used.
+// Pools lists the pools as this node has last used them.
 func (c *Client) Pools(ctx context.Context) (p []Pool, err error) {
 	return p, c.call(ctx, http.MethodGet, "/v1/pools", nil, &p)
 }
