@@ -93,6 +93,10 @@ func (r Registry) Remove(ctx context.Context, n lease.Node, rest time.Duration) 
 	if _, live := v.Live[n]; live {
 		return fmt.Errorf("node %s: %w", n, ErrLive)
 	}
+	if why := v.Unread[record.LiveFolder+string(n)]; why != nil {
+		// A sign of life that cannot be read is one all the same.
+		return fmt.Errorf("node %s: %w: %w", n, ErrUnread, why)
+	}
 	node, known := v.Nodes[n]
 	if !known && len(v.named(n)) == 0 {
 		return fmt.Errorf("node %s: %w", n, ErrNoNode)

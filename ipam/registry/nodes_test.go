@@ -78,6 +78,10 @@ func TestRemoveAndSweep(t *testing.T) {
 	if _, err := r.Sweep(ctx, n1); err == nil {
 		t.Error("a node was swept that was not removed")
 	}
+	s.Put(record.LiveFolder+string(n2), []byte(`{"version":2}`))
+	if err := r.Remove(ctx, n2, 0); !errors.Is(err, registry.ErrUnread) {
+		t.Errorf("with a sign of life that cannot be read: %v", err)
+	}
 	if err := errors.Join(session.Close(ctx), r.Remove(ctx, n1, time.Hour), r.Remove(ctx, n1, time.Minute)); err != nil {
 		t.Fatal(err)
 	}

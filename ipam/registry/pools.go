@@ -18,6 +18,10 @@ var (
 	// ErrUnread is returned when a value that cannot be understood stands in
 	// the way of a decision.
 	ErrUnread = errors.New("the registry has values that this version cannot read")
+	// ErrFixed is returned for a change of what a pool is for its whole life.
+	ErrFixed = errors.New("that cannot change")
+	// ErrTenant is returned for a network whose pool is another tenant's.
+	ErrTenant = errors.New("a network and its pool are of one tenant")
 )
 
 // OverlapError is returned for a pool that has something in common with
@@ -35,6 +39,8 @@ type InUseError struct {
 	What string
 	// By counts the addresses that each node has of it.
 	By map[lease.Node]int
+	// Names are the labels of these nodes, as far as they are known.
+	Names map[lease.Node]string
 	// Others names objects that refer to it.
 	Others []string
 }
@@ -42,7 +48,11 @@ type InUseError struct {
 func (e *InUseError) Error() string {
 	var parts []string
 	for _, n := range slices.Sorted(maps.Keys(e.By)) {
-		parts = append(parts, fmt.Sprintf("node %s leases %d addresses", n, e.By[n]))
+		who := string(n)
+		if name := e.Names[n]; name != "" {
+			who = fmt.Sprintf("%s (%s)", name, n)
+		}
+		parts = append(parts, fmt.Sprintf("node %s leases %d addresses", who, e.By[n]))
 	}
 	return fmt.Sprintf("%s is in use: %s", e.What, strings.Join(append(parts, e.Others...), ", "))
 }
@@ -87,7 +97,10 @@ func (r Registry) UpdatePool(ctx context.Context, p record.Pool) (record.Pool, e
 	case old.Value.State != "" && old.Value.State != record.Updating:
 		return p, fmt.Errorf("pool %q is %s: %w", p.Name, old.Value.State, ErrClosed)
 	case p.Kind != old.Value.Kind || p.Tenant != old.Value.Tenant:
-		return p, fmt.Errorf("pool %q is of kind %q and tenant %q, which cannot change", p.Name, old.Value.Kind, old.Value.Tenant)
+		return p, fmt.Errorf("pool %q is of kind %q and tenant %q: %w", p.Name, old.Value.Kind, old.Value.Tenant, ErrFixed)
+	case p.UUID != "" && p.UUID != old.Value.UUID:
+		// The document is that of a pool which had the name before.
+		return p, fmt.Errorf("pool %q has the UUID %s, not %s: %w", p.Name, old.Value.UUID, p.UUID, ErrFixed)
 	}
 	p.UUID, p.State = old.Value.UUID, record.Updating
 	if old.Value.Bits4 != 0 {
@@ -97,7 +110,8 @@ func (r Registry) UpdatePool(ctx context.Context, p record.Pool) (record.Pool, e
 		p.Bits6 = old.Value.Bits6
 	}
 	if p, err = record.DecodePool(record.EncodePool(p)); err != nil {
-		return p, err // the new ranges do not go with the old block size
+		// The new ranges do not go with it.
+		return p, fmt.Errorf("pool %q: the size of its blocks: %w: %w", p.Name, ErrFixed, err)
 	}
 	a := r.Store.Swap(ctx, record.PoolFolder+p.Name, old.Rev, record.EncodePool(p))
 	if err := a.err(); err != nil {
@@ -155,7 +169,7 @@ func (v *View) fits(p record.Pool, rev lease.Rev) error {
 	for cidr, s := range v.Blocks[p.UUID] {
 		inside := slices.ContainsFunc(grids, func(g lease.Grid) bool { return g.Contains(cidr) })
 		if by := s.Block.Nodes(); !inside && len(by) > 0 {
-			return &InUseError{What: fmt.Sprintf("block %s, which the new ranges leave out,", cidr), By: by}
+			return &InUseError{What: fmt.Sprintf("block %s, which the new ranges leave out,", cidr), By: by, Names: v.names()}
 		}
 	}
 	return nil
@@ -203,7 +217,7 @@ func (r Registry) DeletePool(ctx context.Context, name string) error {
 
 // users tells who is in the way of deleting a pool.
 func (v *View) users(p record.Pool) error {
-	e := &InUseError{What: fmt.Sprintf("pool %q", p.Name), By: make(map[lease.Node]int)}
+	e := &InUseError{What: fmt.Sprintf("pool %q", p.Name), By: make(map[lease.Node]int), Names: v.names()}
 	for _, s := range v.Blocks[p.UUID] {
 		for n, count := range s.Block.Nodes() {
 			e.By[n] += count
@@ -226,14 +240,38 @@ func (v *View) users(p record.Pool) error {
 	return e
 }
 
+// names are the labels of all nodes that the view knows.
+func (v *View) names() map[lease.Node]string {
+	names := make(map[lease.Node]string)
+	for n, g := range v.Gone {
+		names[n] = g.Value.Name
+	}
+	for n, node := range v.Nodes {
+		names[n] = node.Value.Name
+	}
+	return names
+}
+
+// CreateNetwork makes a network that is not there yet.
+func (r Registry) CreateNetwork(ctx context.Context, n record.Network) error {
+	return r.putNetwork(ctx, n, true)
+}
+
 // PutNetwork makes or changes a network. Its pool must be there, of the same
 // tenant, and its VNI nobody else's.
 func (r Registry) PutNetwork(ctx context.Context, n record.Network) error {
+	return r.putNetwork(ctx, n, false)
+}
+
+func (r Registry) putNetwork(ctx context.Context, n record.Network, create bool) error {
 	n, err := record.DecodeNetwork(record.EncodeNetwork(n))
 	if err != nil {
 		return err
 	}
-	return r.edit(ctx, record.NetworkFolder+n.Name, func(Item) ([]byte, error) {
+	return r.edit(ctx, record.NetworkFolder+n.Name, func(i Item) ([]byte, error) {
+		if create && i.Rev != 0 {
+			return nil, fmt.Errorf("network %q: %w", n.Name, ErrExists)
+		}
 		v, err := r.View(ctx)
 		if err != nil {
 			return nil, err
@@ -243,11 +281,11 @@ func (r Registry) PutNetwork(ctx context.Context, n record.Network) error {
 		case !ok:
 			return nil, fmt.Errorf("network %q: pool %q: %w", n.Name, n.Pool, ErrNoPool)
 		case p.Value.Tenant != n.Tenant:
-			return nil, fmt.Errorf("network %q is of tenant %q, and pool %q of tenant %q", n.Name, n.Tenant, n.Pool, p.Value.Tenant)
+			return nil, fmt.Errorf("network %q is of tenant %q, and pool %q of tenant %q: %w", n.Name, n.Tenant, n.Pool, p.Value.Tenant, ErrTenant)
 		}
 		for _, o := range v.Networks {
 			if o.Value.Name != n.Name && n.Backend == record.VXLAN && o.Value.VNI == n.VNI && o.Value.Port == n.Port {
-				return nil, fmt.Errorf("network %q: VNI %d is that of network %q", n.Name, n.VNI, o.Value.Name)
+				return nil, &InUseError{What: fmt.Sprintf("VNI %d on port %d", n.VNI, n.Port), Others: []string{fmt.Sprintf("network %q has it", o.Value.Name)}}
 			}
 		}
 		return record.EncodeNetwork(n), nil

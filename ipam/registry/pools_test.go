@@ -143,8 +143,20 @@ func TestUpdatePool(t *testing.T) {
 	if err := change(record.Shared, `{"subnet":"10.0.0.0/24","rangeEnd":"10.0.0.9"}`); !errors.As(err, &used) || used.By[n1] != 4 {
 		t.Errorf("shrink below what is leased: %v", err)
 	}
-	if err := change(record.Routed, `{"subnet":"10.0.0.0/24"}`); err == nil {
-		t.Error("another kind")
+	if err := change(record.Routed, `{"subnet":"10.0.0.0/24"}`); !errors.Is(err, registry.ErrFixed) {
+		t.Errorf("another kind: %v", err)
+	}
+	small, err := record.LoadPool([]byte(`{"version":1,"name":"pods","kind":"shared","ranges":[[{"subnet":"10.0.0.0/28"},{"subnet":"10.9.0.0/31"}]]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.UpdatePool(ctx, small); !errors.Is(err, registry.ErrFixed) {
+		t.Errorf("a range smaller than a block: %v", err)
+	}
+	other := pool(t, "pods", "", record.Shared, `{"subnet":"10.0.0.0/24"}`)
+	other.UUID = string(n2)
+	if _, err := r.UpdatePool(ctx, other); !errors.Is(err, registry.ErrFixed) {
+		t.Errorf("the document of a pool that had the name before: %v", err)
 	}
 	if _, err := r.UpdatePool(ctx, pool(t, "none", "", record.Shared, `{"subnet":"10.0.0.0/24"}`)); !errors.Is(err, registry.ErrNoPool) {
 		t.Errorf("no such pool: %v", err)
@@ -163,9 +175,12 @@ func TestDeletePool(t *testing.T) {
 	if err := r.PutNetwork(ctx, record.Network{Name: "net", Pool: "pods", Backend: record.HostGW}); err != nil {
 		t.Fatal(err)
 	}
+	if err := r.Enroll(ctx, record.Node{Node: n1, Name: "one"}); err != nil {
+		t.Fatal(err)
+	}
 	seen := leased(t, r, p, n1, "10.0.0.4/30")
 	var used *registry.InUseError
-	if err := r.DeletePool(ctx, "pods"); !errors.As(err, &used) || used.By[n1] != 4 || len(used.Others) != 1 {
+	if err := r.DeletePool(ctx, "pods"); !errors.As(err, &used) || used.By[n1] != 4 || len(used.Others) != 1 || !strings.Contains(err.Error(), "one ("+string(n1)+") leases 4 ") {
 		t.Errorf("in use: %v", err)
 	}
 	if err := view(t, r).Room(p.UUID, 1); err != nil {
@@ -186,7 +201,7 @@ func TestDeletePool(t *testing.T) {
 		t.Fatal(err)
 	}
 	l, err := r.Store.List(ctx, "")
-	if err != nil || len(l.Items) != 0 {
+	if err != nil || len(l.Items) != 1 { // the node
 		t.Errorf("left: %+v, %v", l.Items, err)
 	}
 	if err := r.DeletePool(ctx, "pods"); !errors.Is(err, registry.ErrNoPool) {
@@ -277,6 +292,9 @@ func TestNetworks(t *testing.T) {
 	}
 	if err := errors.Join(vxlan("a", "red", "pods", 1), vxlan("a", "red", "pods", 2), vxlan("b", "red", "pods", 1)); err != nil {
 		t.Error(err)
+	}
+	if err := r.CreateNetwork(t.Context(), record.Network{Name: "a", Tenant: "red", Pool: "pods", Backend: record.HostGW}); !errors.Is(err, registry.ErrExists) {
+		t.Errorf("create what is there: %v", err)
 	}
 	for name, err := range map[string]error{
 		"no such pool":     vxlan("c", "red", "none", 3),

@@ -10,10 +10,11 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/pkg/cli/book"
 	"github.com/underlay-cni/underlay/pkg/cli/live"
+	"github.com/underlay-cni/underlay/pkg/cli/term"
 )
 
 func (a *app) address() *cobra.Command {
-	return noun("address", "Addresses that are held, rest, or are kept out of use",
+	return term.Noun("address", "Addresses that are held, rest, or are kept out of use",
 		a.addressList(), a.addressShow(), a.addressRelease())
 }
 
@@ -28,7 +29,7 @@ func (a *app) addressList() *cobra.Command {
 			switch ipam.State(state) {
 			case "", ipam.Held, ipam.Cooling, ipam.Quarantined, ipam.Reserved:
 			default:
-				return misuse("--state: %q is none of held, cooling, quarantined, reserved", state)
+				return term.Misuse("--state: %q is none of held, cooling, quarantined, reserved", state)
 			}
 			recs := []ipam.Record{}
 			err := a.view(cmd.Context(), func(l book.Book) error {
@@ -43,10 +44,10 @@ func (a *app) addressList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(cmd, recs, func(t *table) {
-				t.row("ADDRESS", "POOL", "STATE", "CONTAINER", "IFNAME", "NETNS", "MAC", "OWNER", "SINCE", "UNTIL")
+			return a.print(cmd, recs, func(t *term.Table) {
+				t.Row("ADDRESS", "POOL", "STATE", "CONTAINER", "IFNAME", "NETNS", "MAC", "OWNER", "SINCE", "UNTIL")
 				for _, r := range recs {
-					t.row(r.Address, r.Pool, r.State, shortID(r.Attachment.ContainerID), r.Attachment.IfName,
+					t.Row(r.Address, r.Pool, r.State, term.ShortID(r.Attachment.ContainerID), r.Attachment.IfName,
 						r.Netns.Path, r.MAC, r.Owner, r.Since, r.Until)
 				}
 			})
@@ -84,22 +85,22 @@ func (a *app) addressShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(cmd, v, func(t *table) {
-				t.field("Address", v.Address)
-				t.field("Pool", v.Pool)
-				t.field("Gateway", v.Gateway)
-				t.field("State", v.State)
-				t.field("Reason", v.Reason)
-				t.field("Network", v.Attachment.Network)
-				t.field("Container", v.Attachment.ContainerID)
-				t.field("Interface", v.Attachment.IfName)
-				t.field("MAC", v.MAC)
-				t.field("Namespace", namespace(v.Netns, v.NetnsState))
-				t.field("Runtime", v.Runtime)
-				t.field("Owner", v.Owner)
-				t.field("Since", v.Since)
-				t.field("Until", v.Until)
-				t.field("Missed", v.MissedAt)
+			return a.print(cmd, v, func(t *term.Table) {
+				t.Field("Address", v.Address)
+				t.Field("Pool", v.Pool)
+				t.Field("Gateway", v.Gateway)
+				t.Field("State", v.State)
+				t.Field("Reason", v.Reason)
+				t.Field("Network", v.Attachment.Network)
+				t.Field("Container", v.Attachment.ContainerID)
+				t.Field("Interface", v.Attachment.IfName)
+				t.Field("MAC", v.MAC)
+				t.Field("Namespace", namespace(v.Netns, v.NetnsState))
+				t.Field("Runtime", v.Runtime)
+				t.Field("Owner", v.Owner)
+				t.Field("Since", v.Since)
+				t.Field("Until", v.Until)
+				t.Field("Missed", v.MissedAt)
 			})
 		},
 	}
@@ -142,9 +143,9 @@ any other, or end its rest, quarantine or reservation, which frees it at once.`,
 				}
 				return nil
 			})
-			return errors.Join(a.print(cmd, was, func(t *table) {
+			return errors.Join(a.print(cmd, was, func(t *term.Table) {
 				for _, r := range was {
-					t.line("released %s, which was %s", r.Address.Addr(), holder(r))
+					t.Line("released %s, which was %s", r.Address.Addr(), holder(r))
 				}
 			}), err)
 		},
@@ -161,7 +162,7 @@ func release(l book.Book, addr netip.Addr, force bool) (ipam.Record, error) {
 	}
 	if !force && v.State == ipam.Held && v.NetnsState != live.Gone {
 		err := fmt.Errorf("address %s is in use: %s, whose namespace %s is %s", addr, holder(v.Record), v.Netns.Path, v.NetnsState)
-		return v.Record, hint(err, "stop the container, which releases it; --force gives its address to others while it uses it")
+		return v.Record, term.Hint(err, "stop the container, which releases it; --force gives its address to others while it uses it")
 	}
 	return l.ReleaseAddress(addr)
 }
@@ -170,7 +171,7 @@ func release(l book.Book, addr netip.Addr, force bool) (ipam.Record, error) {
 func holder(r ipam.Record) string {
 	switch att := r.Attachment; {
 	case r.State == ipam.Held:
-		return fmt.Sprintf("held by %s of container %s on network %s", att.IfName, shortID(att.ContainerID), att.Network)
+		return fmt.Sprintf("held by %s of container %s on network %s", att.IfName, term.ShortID(att.ContainerID), att.Network)
 	case r.Reason != "":
 		return fmt.Sprintf("%s: %s", r.State, r.Reason)
 	}
@@ -206,7 +207,7 @@ func lookUp(l book.Book, addr netip.Addr) (v addressView, err error) {
 func parseAddr(s string) (netip.Addr, error) {
 	addr, err := netip.ParseAddr(s)
 	if err != nil || addr.Zone() != "" {
-		return netip.Addr{}, misuse("%q is not an IP address", s)
+		return netip.Addr{}, term.Misuse("%q is not an IP address", s)
 	}
 	return addr.Unmap(), nil
 }

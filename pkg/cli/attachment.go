@@ -13,12 +13,13 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/pkg/cli/book"
 	"github.com/underlay-cni/underlay/pkg/cli/live"
+	"github.com/underlay-cni/underlay/pkg/cli/term"
 	"github.com/underlay-cni/underlay/pkg/link"
 	"github.com/underlay-cni/underlay/pkg/netns"
 )
 
 func (a *app) attachment() *cobra.Command {
-	return noun("attachment", "Interfaces of containers on networks", a.attachmentList(), a.attachmentShow())
+	return term.Noun("attachment", "Interfaces of containers on networks", a.attachmentList(), a.attachmentShow())
 }
 
 func (a *app) attachmentList() *cobra.Command {
@@ -35,11 +36,11 @@ func (a *app) attachmentList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(cmd, recs, func(t *table) {
-				t.row("NETWORK", "CONTAINER", "IFNAME", "ADDRESSES", "MAC", "USES", "NETNS", "RUNTIME", "SINCE")
+			return a.print(cmd, recs, func(t *term.Table) {
+				t.Row("NETWORK", "CONTAINER", "IFNAME", "ADDRESSES", "MAC", "USES", "NETNS", "RUNTIME", "SINCE")
 				for _, r := range recs {
 					at := r.Attachment
-					t.row(at.Network, shortID(at.ContainerID), at.IfName, join(r.Addresses, ","), r.MAC,
+					t.Row(at.Network, term.ShortID(at.ContainerID), at.IfName, join(r.Addresses, ","), r.MAC,
 						uses(r.Uses), r.Netns.Path, r.Runtime, r.Since)
 				}
 			})
@@ -95,10 +96,10 @@ what there is in the kernel. The beginning of a container's ID will do.`,
 				}
 				views = append(views, v)
 			}
-			return a.print(cmd, views, func(t *table) {
+			return a.print(cmd, views, func(t *term.Table) {
 				for i, v := range views {
 					if i > 0 {
-						t.line("")
+						t.Line("")
 					}
 					v.people(t)
 				}
@@ -107,24 +108,24 @@ what there is in the kernel. The beginning of a container's ID will do.`,
 	}
 }
 
-func (v attachmentView) people(t *table) {
-	t.field("Network", v.Attachment.Network)
-	t.field("Container", v.Attachment.ContainerID)
-	t.field("Interface", v.Attachment.IfName)
+func (v attachmentView) people(t *term.Table) {
+	t.Field("Network", v.Attachment.Network)
+	t.Field("Container", v.Attachment.ContainerID)
+	t.Field("Interface", v.Attachment.IfName)
 	for _, r := range v.Records {
 		text := r.Address.String()
 		if r.Gateway.IsValid() {
 			text += " via " + r.Gateway.String()
 		}
-		t.field("Address", fmt.Sprintf("%s of pool %s", text, r.Pool))
+		t.Field("Address", fmt.Sprintf("%s of pool %s", text, r.Pool))
 	}
-	t.field("MAC", v.MAC)
-	t.field("Uses", uses(v.Uses))
-	t.field("Runtime", v.Runtime)
-	t.field("Since", v.Since)
-	t.field("Namespace", namespace(v.Netns, v.NetnsState))
+	t.Field("MAC", v.MAC)
+	t.Field("Uses", uses(v.Uses))
+	t.Field("Runtime", v.Runtime)
+	t.Field("Since", v.Since)
+	t.Field("Namespace", namespace(v.Netns, v.NetnsState))
 	if v.Link == nil {
-		t.field("Link", "missing")
+		t.Field("Link", "missing")
 		return
 	}
 	state := "down"
@@ -132,8 +133,8 @@ func (v attachmentView) people(t *table) {
 		state = "up"
 	}
 	kind := strings.TrimSpace(strings.Join([]string{v.Link.Kind, v.Link.Mode, v.Link.Flag}, " "))
-	t.field("Link", fmt.Sprintf("%s, %s, MTU %d, MAC %s, %s", kind, state, v.Link.MTU, v.Link.MAC, join(v.Link.Addresses, " ")))
-	t.field("Senders", strings.Join(v.Link.SourceMACs, " "))
+	t.Field("Link", fmt.Sprintf("%s, %s, MTU %d, MAC %s, %s", kind, state, v.Link.MTU, v.Link.MAC, join(v.Link.Addresses, " ")))
+	t.Field("Senders", strings.Join(v.Link.SourceMACs, " "))
 }
 
 // lookAt compares a record with the kernel.

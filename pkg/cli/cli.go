@@ -1,10 +1,12 @@
 // Package cli is the command line underlayctl, `<noun> <verb>`: it shows what
 // the ledger of this node holds, checks it and makes it anew, changes the
 // list of senders of a source mode link, and writes network configurations.
+// What concerns all nodes is in package cluster.
 //
 // A file is a noun. Commands ask the agent that has the ledger open; without one
-// those that read open it for reading beside the plugins, and create nothing. Output goes to stdout, as a table or, for
-// programs, as JSON; errors and hints go to stderr.
+// those that read open it for reading beside the plugins, and create nothing.
+// Output goes to stdout, as a table or, for programs, as JSON; errors and hints
+// go to stderr.
 package cli
 
 import (
@@ -13,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,6 +23,8 @@ import (
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/pkg/cli/book"
+	"github.com/underlay-cni/underlay/pkg/cli/cluster"
+	"github.com/underlay-cni/underlay/pkg/cli/term"
 )
 
 // Stdio are the streams of a run.
@@ -45,41 +48,42 @@ const patience = 30 * time.Second
 // its exit status: 0 when all is well, 1 on an error or when a check has
 // found something, 2 when the command line itself is wrong.
 func Run(ctx context.Context, args []string, stdio Stdio) int {
-	a := &app{output: asTable}
+	a := &app{output: term.AsTable}
 	root := a.root()
 	root.SetArgs(append([]string{}, args...)) // nil would mean os.Args
 	root.SetIn(stdio.In)
 	root.SetOut(stdio.Out)
 	root.SetErr(stdio.Err)
 	cmd, err := root.ExecuteContextC(ctx)
-	var usage *usageError
+	var usage *term.UsageError
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &usage), !a.began:
-		if !hasHint(err) {
-			err = hint(err, "see: %s --help", cmd.CommandPath())
+		if !term.HasHint(err) {
+			err = term.Hint(err, "see: %s --help", cmd.CommandPath())
 		}
-		complain(stdio.Err, err)
+		term.Complain(stdio.Err, err)
 		return exitUsage
 	}
-	complain(stdio.Err, err)
+	term.Complain(stdio.Err, err)
 	return exitError
 }
 
 // app is what the commands share.
 type app struct {
 	dataDir, runDir string
-	output          format
+	output          term.Format
 	// began is set when a command runs: what goes wrong before is usage.
 	began bool
 }
 
 func (a *app) root() *cobra.Command {
-	root := noun("underlayctl", "Show and repair what underlay keeps on this node",
+	root := term.Noun("underlayctl", "Show and repair what underlay keeps, on this node and in its cluster",
 		a.address(), a.attachment(), a.conf(), a.ledger(), a.pool(), a.source(), a.version())
+	root.AddCommand(a.cluster().Nouns()...)
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.SetUsageTemplate(usageTemplate)
+	root.SetUsageTemplate(term.UsageTemplate)
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.dataDir, "data-dir", "", "`folder` of the ledger (default "+ipam.DefaultDataDir+")")
 	flags.StringVar(&a.runDir, "run-dir", "", "`folder` of what a reboot forgets (default follows from --data-dir)")
@@ -101,48 +105,10 @@ func (a *app) markBegin(c *cobra.Command) {
 	}
 }
 
-// noun is a command that only has verbs.
-func noun(name, short string, verbs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{
-		Use: name, Short: short, Args: cobra.ArbitraryArgs, SuggestionsMinimumDistance: 2,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return misuse("%s needs a command", cmd.CommandPath())
-			}
-			err := misuse("%s has no command %q", cmd.CommandPath(), args[0])
-			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-				return hint(err, "did you mean %s?", strings.Join(near, " or "))
-			}
-			return err
-		},
-	}
-	c.AddCommand(verbs...)
-	return c
+// cluster are the commands that ask the registry of the cluster.
+func (a *app) cluster() cluster.Commands {
+	return cluster.Commands{RunDir: func() string { return a.place().RunDir }, Output: &a.output}
 }
-
-const usageTemplate = `Usage:
-  {{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND{{else}}{{.UseLine}}{{end}}
-{{- if .HasExample}}
-
-Example:
-{{.Example}}
-{{- end}}
-{{- if .HasAvailableSubCommands}}
-
-Commands:{{range .Commands}}{{if .IsAvailableCommand}}
-  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}
-{{- end}}
-{{- if .HasAvailableLocalFlags}}
-
-Flags:
-{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}
-{{- end}}
-{{- if .HasAvailableInheritedFlags}}
-
-Global flags:
-{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}
-{{- end}}
-`
 
 // place says where the ledger is.
 func (a *app) place() ledger.Options { return client.New(a.dataDir, a.runDir).Options() }
@@ -198,7 +164,7 @@ func open(ctx context.Context, o ledger.Options, f func(book.Book) error) (err e
 	l, err := ledger.Open(ctx, o)
 	if errors.Is(err, os.ErrNotExist) && !errors.Is(err, ledger.ErrLost) {
 		err = fmt.Errorf("ledger in %q %w", o.DataDir, errMissing)
-		return hint(err, "the first ADD makes it; --data-dir names another folder")
+		return term.Hint(err, "the first ADD makes it; --data-dir names another folder")
 	}
 	if err != nil {
 		return err
@@ -207,43 +173,7 @@ func open(ctx context.Context, o ledger.Options, f func(book.Book) error) (err e
 	return f(l)
 }
 
-// usageError is a mistake in the command line.
-type usageError struct{ error }
-
-func misuse(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
-
-func (e *usageError) Unwrap() error { return e.error }
-
-// hinted is an error with what to do next.
-type hinted struct {
-	error
-	hint string
-}
-
-func hint(err error, format string, args ...any) error {
-	return &hinted{err, fmt.Sprintf(format, args...)}
-}
-
-func (e *hinted) Unwrap() error { return e.error }
-
-func hasHint(err error) bool {
-	var h *hinted
-	return errors.As(err, &h)
-}
-
-// complain prints an error and, on a line of its own, its hint.
-func complain(w io.Writer, err error) {
-	var h *hinted
-	var l *ipam.LedgerError
-	text, todo := err.Error(), ""
-	switch {
-	case errors.As(err, &h):
-		todo = h.hint
-	case errors.As(err, &l) && l.Hint != "":
-		text, todo = strings.Replace(text, "; "+l.Hint, "", 1), l.Hint
-	}
-	fmt.Fprintf(w, "underlayctl: %s\n", text)
-	if todo != "" {
-		fmt.Fprintf(w, "underlayctl: hint: %s\n", todo)
-	}
+// print writes v as JSON, or has people write it for people.
+func (a *app) print(cmd *cobra.Command, v any, people func(*term.Table)) error {
+	return term.Print(cmd.OutOrStdout(), a.output, v, people)
 }

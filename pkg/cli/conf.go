@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/pkg/cli/term"
 	"github.com/underlay-cni/underlay/pkg/digest"
 	"github.com/underlay-cni/underlay/pkg/link"
 )
@@ -17,7 +18,7 @@ import (
 const confVersion = "1.0.0"
 
 func (a *app) conf() *cobra.Command {
-	return noun("conf", "Write network configurations",
+	return term.Noun("conf", "Write network configurations",
 		a.confFor("nerdctl", func(c *confList) string {
 			sum := digest.Sum256([]byte(c.Name))
 			c.nerdctlKeys = &nerdctlKeys{ID: fmt.Sprintf("%x", sum), Labels: map[string]string{}}
@@ -91,10 +92,10 @@ know; where the runtime has containerd 2, set 1.1.0, for GC and STATUS.`,
 			p.DataDir, p.RunDir = a.dataDir, a.runDir
 			list := confList{CNIVersion: confVersion, Name: args[0], Plugins: []pluginConf{p}}
 			if err := list.complete(ip4, ip6); err != nil {
-				return &usageError{err}
+				return term.Usage(err)
 			}
 			notes := append([]string{"save this as " + finish(&list)}, list.Plugins[0].notes()...)
-			if err := printJSON(cmd.OutOrStdout(), list); err != nil {
+			if err := term.JSON(cmd.OutOrStdout(), list); err != nil {
 				return err
 			}
 			for _, n := range notes {

@@ -12,10 +12,11 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/pkg/cli/book"
 	"github.com/underlay-cni/underlay/pkg/cli/live"
+	"github.com/underlay-cni/underlay/pkg/cli/term"
 )
 
 func (a *app) ledger() *cobra.Command {
-	return noun("ledger", "The file that knows who holds what", a.ledgerCheck(), a.ledgerExport(), a.ledgerRebuild())
+	return term.Noun("ledger", "The file that knows who holds what", a.ledgerCheck(), a.ledgerExport(), a.ledgerRebuild())
 }
 
 // checkView is what there is to say of a ledger.
@@ -53,11 +54,11 @@ are gone. The exit status is 1 when anything is found.`,
 			}
 			switch {
 			case len(v.Findings) > 0:
-				err := fmt.Errorf("the ledger is not sound: %s", plural(len(v.Findings), "finding", "findings"))
-				return hint(err, "underlayctl ledger rebuild makes it anew from the live containers")
+				err := fmt.Errorf("the ledger is not sound: %s", term.Plural(len(v.Findings), "finding", "findings"))
+				return term.Hint(err, "underlayctl ledger rebuild makes it anew from the live containers")
 			case len(v.Leaks) > 0:
-				err := fmt.Errorf("%s leaked", plural(len(v.Leaks), "address", "addresses"))
-				return hint(err, "the runtime's DEL or GC, or the next reboot, releases them; underlayctl address release does so now")
+				err := fmt.Errorf("%s leaked", term.Plural(len(v.Leaks), "address", "addresses"))
+				return term.Hint(err, "the runtime's DEL or GC, or the next reboot, releases them; underlayctl address release does so now")
 			}
 			return nil
 		},
@@ -99,24 +100,24 @@ func (v *checkView) findLeaks(l book.Book) error {
 	})
 }
 
-func (v *checkView) people(t *table) {
+func (v *checkView) people(t *term.Table) {
 	i := v.Ledger
-	t.field("Ledger", i.Path)
-	t.field("ID", i.ID)
-	t.field("Transactions", i.Sequence)
-	t.field("Size", fmt.Sprintf("%d KiB, %d KiB of it free", i.Size>>10, i.FreeBytes>>10))
-	t.field("Attachments", i.Attachments)
-	t.field("Addresses", fmt.Sprintf("%d held, %d cooling, %d quarantined, %d reserved", i.Held, i.Cooling, i.Quarantined, i.Reserved))
+	t.Field("Ledger", i.Path)
+	t.Field("ID", i.ID)
+	t.Field("Transactions", i.Sequence)
+	t.Field("Size", fmt.Sprintf("%d KiB, %d KiB of it free", i.Size>>10, i.FreeBytes>>10))
+	t.Field("Attachments", i.Attachments)
+	t.Field("Addresses", fmt.Sprintf("%d held, %d cooling, %d quarantined, %d reserved", i.Held, i.Cooling, i.Quarantined, i.Reserved))
 	for _, f := range v.Findings {
-		t.field("Finding", f)
+		t.Field("Finding", f)
 	}
 	if len(v.Leaks) == 0 {
 		return
 	}
-	t.line("")
-	t.row("LEAKED", "POOL", "NETWORK", "CONTAINER", "IFNAME", "WHY")
+	t.Line("")
+	t.Row("LEAKED", "POOL", "NETWORK", "CONTAINER", "IFNAME", "WHY")
 	for _, x := range v.Leaks {
-		t.row(x.Address, x.Pool, x.Attachment.Network, shortID(x.Attachment.ContainerID), x.Attachment.IfName, x.Why)
+		t.Row(x.Address, x.Pool, x.Attachment.Network, term.ShortID(x.Attachment.ContainerID), x.Attachment.IfName, x.Why)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/pkg/cli/book"
 	"github.com/underlay-cni/underlay/pkg/cli/live"
+	"github.com/underlay-cni/underlay/pkg/cli/term"
 )
 
 // rebuildView is what a rebuild found and did.
@@ -87,13 +88,13 @@ func (a *app) rebuild(cmd *cobra.Command, networks []string, dryRun, force bool)
 	case dryRun:
 	case len(v.Wrong) == 0 && err == nil && !force:
 		err := fmt.Errorf("nothing is wrong with the ledger in %q, and a new one would know less", v.place)
-		return hint(err, "--dry-run shows what a rebuild would write; --force does it all the same")
+		return term.Hint(err, "--dry-run shows what a rebuild would write; --force does it all the same")
 	default:
 		ctx, cancel := context.WithTimeout(cmd.Context(), patience)
 		defer cancel()
 		err := ledger.Rebuild(ctx, a.place(), found)
 		if errors.Is(err, ledger.ErrLocked) {
-			return hint(err, "an agent that has it open keeps it: systemctl stop underlayd")
+			return term.Hint(err, "an agent that has it open keeps it: systemctl stop underlayd")
 		}
 		if err != nil {
 			return err
@@ -121,18 +122,18 @@ func (a *app) wrong(ctx context.Context, found []ledger.Found) (findings []strin
 	return []string{}, err
 }
 
-func (v rebuildView) people(t *table) {
+func (v rebuildView) people(t *term.Table) {
 	for _, w := range v.Wrong {
-		t.line("wrong: %s", w)
+		t.Line("wrong: %s", w)
 	}
 	attachments, held, reserved := 0, 0, 0
-	t.row("NETWORK", "CONTAINER", "IFNAME", "ADDRESSES", "MAC", "USES", "NETNS")
+	t.Row("NETWORK", "CONTAINER", "IFNAME", "ADDRESSES", "MAC", "USES", "NETNS")
 	for _, f := range v.Found {
 		addrs := make([]fmt.Stringer, len(f.Addresses))
 		for i, x := range f.Addresses {
 			addrs[i] = x.Prefix
 		}
-		t.row(f.Network, shortID(f.ContainerID), f.IfName, join(addrs, ","), f.MAC, uses(f.Uses), f.Netns)
+		t.Row(f.Network, term.ShortID(f.ContainerID), f.IfName, join(addrs, ","), f.MAC, uses(f.Uses), f.Netns)
 		if f.Network == "" {
 			reserved++
 			continue
@@ -144,6 +145,6 @@ func (v rebuildView) people(t *table) {
 	if !v.Written {
 		verb = "would write"
 	}
-	t.line("%s %s with %s to the ledger in %q, and %d more as reserved", verb,
-		plural(attachments, "attachment", "attachments"), plural(held, "address", "addresses"), v.place, reserved)
+	t.Line("%s %s with %s to the ledger in %q, and %d more as reserved", verb,
+		term.Plural(attachments, "attachment", "attachments"), term.Plural(held, "address", "addresses"), v.place, reserved)
 }

@@ -11,12 +11,13 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/pkg/cli/live"
+	"github.com/underlay-cni/underlay/pkg/cli/term"
 	"github.com/underlay-cni/underlay/pkg/link"
 	"github.com/underlay-cni/underlay/pkg/netns"
 )
 
 func (a *app) source() *cobra.Command {
-	return noun("source", "Senders that a container on a macvlan in mode source hears",
+	return term.Noun("source", "Senders that a container on a macvlan in mode source hears",
 		a.sourceVerb("add CONTAINER MAC...", "Let senders in", "add 4f1c2a 02:00:00:00:00:01", (*link.Handle).AddSourceMAC),
 		a.sourceVerb("remove CONTAINER MAC...", "Keep senders out", "remove 4f1c2a 02:00:00:00:00:01", (*link.Handle).RemoveSourceMAC),
 		a.sourceVerb("list CONTAINER", "List the senders", "list 4f1c2a", nil))
@@ -50,7 +51,7 @@ A change holds at once, and until the container is detached.`,
 			for _, s := range args[1:] {
 				mac, err := ipam.ParseMAC("MAC", s)
 				if err != nil {
-					return &usageError{err}
+					return term.Usage(err)
 				}
 				list = append(list, mac)
 			}
@@ -58,10 +59,10 @@ A change holds at once, and until the container is detached.`,
 			if err != nil {
 				return err
 			}
-			return a.print(cmd, v, func(t *table) {
-				t.row("CONTAINER", "IFNAME", "MAC")
+			return a.print(cmd, v, func(t *term.Table) {
+				t.Row("CONTAINER", "IFNAME", "MAC")
 				for _, mac := range v.SourceMACs {
-					t.row(shortID(v.Container), v.IfName, mac)
+					t.Row(term.ShortID(v.Container), v.IfName, mac)
 				}
 			})
 		},
@@ -114,7 +115,7 @@ func (a *app) enter(ctx context.Context, at target) (*netns.NS, error) {
 	}
 	recs, err := a.attachmentsOf(ctx, at.container, at.ifName)
 	if errors.Is(err, errUnknown) || errors.Is(err, errMissing) {
-		return nil, hint(err, "if another IPAM plugin gives it its addresses, say where it is: --netns /run/netns/NAME")
+		return nil, term.Hint(err, "if another IPAM plugin gives it its addresses, say where it is: --netns /run/netns/NAME")
 	}
 	if err != nil {
 		return nil, err
@@ -147,8 +148,8 @@ func (at target) find(k *link.Handle) (link.Link, error) {
 	case len(hears) == 1:
 		return hears[0], nil
 	case len(hears) > 1:
-		err := fmt.Errorf("container %q has %s in mode source", at.container, plural(len(hears), "interface", "interfaces"))
-		return link.Link{}, hint(err, "choose one with --ifname")
+		err := fmt.Errorf("container %q has %s in mode source", at.container, term.Plural(len(hears), "interface", "interfaces"))
+		return link.Link{}, term.Hint(err, "choose one with --ifname")
 	case len(others) > 0:
 		return link.Link{}, fmt.Errorf("container %q has no interface in mode source, which alone has a list of senders; it has %s",
 			at.container, strings.Join(others, ", "))

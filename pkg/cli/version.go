@@ -6,6 +6,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/spf13/cobra"
+
+	"github.com/underlay-cni/underlay/pkg/cli/term"
 )
 
 // versionView is what the binary knows of itself.
@@ -35,12 +37,12 @@ func (a *app) version() *cobra.Command {
 					}
 				}
 			}
-			return a.print(cmd, v, func(t *table) {
-				t.field("Version", v.Version)
-				t.field("Revision", v.Revision)
-				t.field("Go", v.Go)
-				t.field("Module", v.Module)
-				t.field("CNI", strings.Join(v.CNIVersions, " "))
+			return a.print(cmd, v, func(t *term.Table) {
+				t.Field("Version", v.Version)
+				t.Field("Revision", v.Revision)
+				t.Field("Go", v.Go)
+				t.Field("Module", v.Module)
+				t.Field("CNI", strings.Join(v.CNIVersions, " "))
 			})
 		},
 	}

@@ -98,6 +98,15 @@ func EncodePool(p Pool) []byte {
 	return encode(w)
 }
 
+// MarshalJSON is EncodePool, for documents that hold pools.
+func (p Pool) MarshalJSON() ([]byte, error) { return EncodePool(p), nil }
+
+// UnmarshalJSON is LoadPool.
+func (p *Pool) UnmarshalJSON(value []byte) (err error) {
+	*p, err = LoadPool(value)
+	return err
+}
+
 // DecodePool is the inverse of EncodePool.
 func DecodePool(value []byte) (Pool, error) {
 	p, err := LoadPool(value)

@@ -1,6 +1,7 @@
 package record_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -141,6 +142,13 @@ func TestSamples(t *testing.T) {
 	back, err := record.DecodePool(record.EncodePool(p))
 	if diff := cmp.Diff(p, back, opts...); err != nil || diff != "" {
 		t.Errorf("pool: %v (-want +got)\n%s", err, diff)
+	}
+	var doc struct{ Pool record.Pool }
+	if err := json.Unmarshal([]byte(`{"pool":`+string(record.EncodePool(p))+`}`), &doc); err != nil || cmp.Diff(p, doc.Pool, opts...) != "" {
+		t.Errorf("in a document: %+v, %v", doc, err)
+	}
+	if form, err := json.Marshal(p); err != nil || string(form) != string(record.EncodePool(p)) {
+		t.Errorf("%s, %v", form, err)
 	}
 	n, err := record.DecodeNetwork([]byte(`{"version":1,"name":"pods","tenant":"","pool":"pods","backend":"vxlan","vni":1,"port":8472,"directRouting":true}`))
 	if want := (record.Network{Version: 1, Name: "pods", Pool: "pods", Backend: record.VXLAN, VNI: 1, Port: 8472, DirectRouting: true}); err != nil || n != want {

@@ -1,7 +1,7 @@
 // Package admin serves the Admin API of the agent, and its metrics, on a unix
 // socket. Whoever may open the socket may call all of it. The documents are
-// those of package api; what they say comes from the ledger at the moment of
-// the call.
+// those of package api; what they say comes from the ledger, or from the
+// registry of the cluster, at the moment of the call.
 package admin
 
 import (
@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
 )
 
@@ -32,7 +33,7 @@ type Ledger interface {
 	With(func(*ledger.Ledger) error) error
 }
 
-// Config of a Server. All but Group are required.
+// Config of a Server. All but Group and Cluster are required.
 type Config struct {
 	// Node is the node's name, Version the agent's.
 	Node, Version string
@@ -47,6 +48,9 @@ type Config struct {
 	Log     *slog.Logger
 	// Registry takes the metrics of the ledger, and gives out all of them.
 	Registry *prometheus.Registry
+	// Cluster returns the registry of the cluster, or says why it cannot be used
+	// now; nil where the agent has none.
+	Cluster func() (registry.Registry, error)
 }
 
 // Server is a task of the agent.

@@ -23,6 +23,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
 )
 
@@ -48,9 +49,11 @@ func (s *shelf) put(away error) {
 	s.away = away
 }
 
+func slogNowhere() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
 // serve starts a server of a ledger with 10.0.0.2 held by c1 and 10.0.0.3 by
-// c2, which uses a VLAN.
-func serve(t *testing.T) (*api.Client, *shelf, *Server) {
+// c2, which uses a VLAN, and of a cluster, or none.
+func serve(t *testing.T, cluster func() (registry.Registry, error)) (*api.Client, *shelf, *Server) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ul") // the path of a socket has 108 octets
 	if err != nil {
@@ -77,7 +80,7 @@ func serve(t *testing.T) (*api.Client, *shelf, *Server) {
 	}
 	s := &shelf{l: l}
 	server, err := New(Config{Node: "n1", Version: "v0", Socket: filepath.Join(dir, SocketName), DataDir: "/data", Ledger: s,
-		Pending: func() []string { return nil }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Registry: prometheus.NewRegistry()})
+		Pending: func() []string { return nil }, Log: slogNowhere(), Registry: prometheus.NewRegistry(), Cluster: cluster})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +101,7 @@ func serve(t *testing.T) (*api.Client, *shelf, *Server) {
 
 func TestAPI(t *testing.T) {
 	t.Parallel()
-	c, shelf, server := serve(t)
+	c, shelf, server := serve(t, nil)
 	ctx := t.Context()
 	if info, err := os.Stat(server.conf.Socket); err != nil || info.Mode().Perm() != 0o660 {
 		t.Errorf("%v, %v", info, err)
@@ -167,7 +170,7 @@ func TestAPI(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	t.Parallel()
-	_, shelf, server := serve(t)
+	_, shelf, server := serve(t, nil)
 	problems, err := testutil.GatherAndLint(server.conf.Registry)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%+v, %v", problems, err)
@@ -198,7 +201,7 @@ underlay_serving 0
 // and each answers as it says.
 func TestOpenAPI(t *testing.T) {
 	t.Parallel()
-	_, _, server := serve(t)
+	_, _, server := serve(t, nil)
 	var doc struct {
 		Paths map[string]map[string]any
 	}
@@ -217,6 +220,9 @@ func TestOpenAPI(t *testing.T) {
 		served = append(served, p)
 	}
 	for p := range server.documents() {
+		served = append(served, p)
+	}
+	for p := range server.cluster() {
 		served = append(served, p)
 	}
 	slices.Sort(described)
@@ -242,8 +248,11 @@ func TestOpenAPI(t *testing.T) {
 		body, err := io.ReadAll(res.Body)
 		res.Body.Close()
 		want := http.StatusOK
-		if !slices.Contains(served, route) {
+		switch {
+		case !slices.Contains(served, route):
 			want = http.StatusNotFound
+		case server.cluster()[route] != nil:
+			want = http.StatusServiceUnavailable // this agent has no registry
 		}
 		if err != nil || res.StatusCode != want || len(body) == 0 {
 			t.Errorf("%s: %s, %d bytes, %v", route, res.Status, len(body), err)

@@ -66,6 +66,9 @@ func (s *Server) handler() http.Handler {
 	for pattern, f := range s.documents() {
 		mux.HandleFunc(pattern, s.document(f))
 	}
+	for pattern, f := range s.cluster() {
+		mux.HandleFunc(pattern, s.inRegistry(f))
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		write(w, http.StatusNotFound, api.Problem{Error: wire.NewFailure(fmt.Errorf("there is no %s %s", r.Method, r.URL.Path))})
 	})

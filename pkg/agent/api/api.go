@@ -3,8 +3,8 @@
 // unix socket api.sock in its run folder; openapi.yaml beside this file
 // describes it for all others.
 //
-// Records and pools are those of package ipam. Within v1 keys are added and
-// never changed.
+// Records and local pools are those of package ipam, cluster pools and networks
+// those of package record. Within v1 keys are added and never changed.
 package api
 
 import (
@@ -58,4 +58,7 @@ type Ready struct {
 // Problem is the document that comes with a status of 400 and above.
 type Problem struct {
 	Error *wire.Failure `json:"error"`
+	// Kind says more than the status, where there is more to say: see
+	// openapi.yaml.
+	Kind string `json:"kind,omitempty"`
 }

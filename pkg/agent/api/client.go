@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -59,7 +60,7 @@ func (c *Client) Ready(ctx context.Context) (r Ready, err error) {
 	return r, err
 }
 
-// Pools lists the local pools as they were last used.
+// Pools lists the pools as this node has last used them.
 func (c *Client) Pools(ctx context.Context) (p []Pool, err error) {
 	return p, c.call(ctx, http.MethodGet, "/v1/pools", nil, &p)
 }
@@ -118,14 +119,22 @@ func query(pairs ...string) url.Values {
 }
 
 // call makes a request and decodes the answer into v, whatever its status.
-func (c *Client) call(ctx context.Context, method, path string, q url.Values, v any) (err error) {
+func (c *Client) call(ctx context.Context, method, path string, q url.Values, v any) error {
+	return c.send(ctx, method, path, q, nil, v)
+}
+
+// send is call with a document; nil is none.
+func (c *Client) send(ctx context.Context, method, path string, q url.Values, document []byte, v any) (err error) {
 	u := "http://underlayd" + path
 	if len(q) > 0 {
 		u += "?" + q.Encode()
 	}
-	req, err := http.NewRequestWithContext(ctx, method, u, nil)
+	req, err := http.NewRequestWithContext(ctx, method, u, bytes.NewReader(document))
 	if err != nil {
 		return err
+	}
+	if document != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
@@ -147,9 +156,5 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, v 
 		_ = json.Unmarshal(body, v) // /readyz
 		return fmt.Errorf("agent: %s %s: %s", method, path, res.Status)
 	}
-	err = p.Error.Err()
-	if res.StatusCode == http.StatusNotFound {
-		err = fmt.Errorf("%w: %w", ErrNotFound, err)
-	}
-	return err
+	return problem(res.StatusCode, p)
 }

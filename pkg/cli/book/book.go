@@ -6,6 +6,7 @@ package book
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -42,6 +43,8 @@ type Agent struct {
 	ctx  context.Context
 	c    *api.Client
 	dump *ledger.Dump
+	// pools with their counts, asked for once too.
+	pools []api.Pool
 }
 
 // Ask returns the Book of the agent that has the ledger open, good until ctx
@@ -142,10 +145,22 @@ func (a *Agent) Pools() ([]ipam.Pool, error) {
 	return d.Pools, nil
 }
 
-// Counts is as of *ledger.Ledger, of a pool that it has.
+// Counts is as of *ledger.Ledger, of a pool that it has. A local pool and one of
+// the cluster may have the same name.
 func (a *Agent) Counts(p ipam.Pool) ([]ipam.Counts, error) {
-	pool, err := a.c.Pool(a.ctx, p.Name)
-	return pool.Counts, err
+	if a.pools == nil {
+		all, err := a.c.Pools(a.ctx)
+		if err != nil {
+			return nil, err
+		}
+		a.pools = all
+	}
+	for _, known := range a.pools {
+		if known.ID() == p.ID() {
+			return known.Counts, nil
+		}
+	}
+	return nil, fmt.Errorf("the agent's ledger has no pool %q any more", p.Name)
 }
 
 // Info is as of *ledger.Ledger.
@@ -174,6 +189,6 @@ func (a *Agent) Export(w io.Writer) error {
 
 // ReleaseAddress is as of *ledger.Ledger.
 func (a *Agent) ReleaseAddress(addr netip.Addr) (ipam.Record, error) {
-	a.dump = nil // what comes after is to see it
+	a.dump, a.pools = nil, nil // what comes after is to see it
 	return a.c.ReleaseAddress(a.ctx, addr)
 }
