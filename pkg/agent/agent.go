@@ -73,10 +73,14 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	}
 	shelf.Service = serve
 	a := &Agent{conf: conf, log: log, ready: make(chan struct{})}
-	api, err := admin.New(admin.Config{
+	asked := admin.Config{
 		Node: conf.NodeName, Version: version(), DataDir: conf.DataDir, Socket: filepath.Join(conf.RunDir, admin.SocketName), Group: conf.APIGroup,
 		Ledger: serve, Pending: a.pending, Log: log, Registry: reg,
-	})
+	}
+	if member != nil {
+		asked.Cluster = member.Client
+	}
+	api, err := admin.New(asked)
 	if err != nil {
 		return nil, err
 	}

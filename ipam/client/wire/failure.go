@@ -24,6 +24,8 @@ type Failure struct {
 	Exhausted *ipam.ExhaustedError `json:"exhausted,omitempty"`
 	Taken     *ipam.TakenError     `json:"taken,omitempty"`
 	Ledger    *ledgerFailure       `json:"ledger,omitempty"`
+	// Code for the runtime, 0 for none.
+	Code uint `json:"code,omitempty"`
 }
 
 type ledgerFailure struct {
@@ -76,6 +78,10 @@ func NewFailure(err error) *Failure {
 			f.Ledger.Cause = l.Err.Error()
 		}
 	}
+	var coded interface{ CNICode() uint }
+	if errors.As(err, &coded) {
+		f.Code = coded.CNICode()
+	}
 	return f
 }
 
@@ -87,6 +93,14 @@ type told struct {
 
 func (e *told) Error() string   { return e.text }
 func (e *told) Unwrap() []error { return e.is }
+
+// toldCode is one with a code for the runtime.
+type toldCode struct {
+	told
+	code uint
+}
+
+func (e *toldCode) CNICode() uint { return e.code }
 
 // Err is the error that f says; nil for none.
 func (f *Failure) Err() error {
@@ -121,6 +135,9 @@ func (f *Failure) Err() error {
 	}
 	if typed != nil {
 		is = append([]error{typed}, is...)
+	}
+	if f.Code != 0 {
+		return &toldCode{told{f.Text, is}, f.Code}
 	}
 	return &told{f.Text, is}
 }

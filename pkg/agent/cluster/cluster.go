@@ -178,6 +178,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	}
 	defer end()
 	c.store.Store(&registry.Registry{Store: store, Now: c.conf.Now})
+	c.awaitLedger(ctx)
 	for {
 		err := c.live(ctx, failed, started)
 		if ctx.Err() != nil {
@@ -192,6 +193,15 @@ func (c *Cluster) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(again):
 		}
+	}
+}
+
+// awaitLedger gives the ledger time to be opened.
+func (c *Cluster) awaitLedger(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, readyAfter)
+	defer cancel()
+	for c.conf.Ledger.With(func(*ledger.Ledger) error { return nil }) != nil && ctx.Err() == nil {
+		time.Sleep(pause)
 	}
 }
 

@@ -17,10 +17,12 @@ type HolderError struct {
 	Owner  string
 	Addr   netip.Addr
 	Holder lease.Node
+	// Name of the node, "" where it is not known.
+	Name string
 }
 
 func (e *HolderError) Error() string {
-	return fmt.Sprintf("%q still has %s on node %s; it can have it here when it is released there", e.Owner, e.Addr, e.Holder)
+	return fmt.Sprintf("%q still has %s on node %q (%s); it can have it here when it is released there", e.Owner, e.Addr, e.Name, e.Holder)
 }
 
 // CNICode asks the runtime to try again later.
@@ -53,7 +55,7 @@ func (t *Trader) Need(ctx context.Context, v *registry.View, p record.Pool, set 
 	case free && !found.Addr.IsValid():
 		return true, nil // the owner has nothing anywhere
 	case found.Holder != "":
-		return false, &HolderError{owner, found.Addr, found.Holder}
+		return false, &HolderError{owner, found.Addr, found.Holder, v.Nodes[found.Holder].Value.Name}
 	case found.CIDR.IsValid():
 		if err := v.Room(p.UUID, 1); err != nil {
 			return false, err
