@@ -51,7 +51,7 @@ func answer(ctx context.Context, l *ledger.Ledger, c Cluster, q *wire.Request, w
 	case wire.OpUsers:
 		a.Attachments, a.Others, err = l.Users(*q.Uses, q.Most)
 	case wire.OpStatus:
-		return status(l, *q.Status, true)
+		return status(l, *q.Status, c != nil)
 	}
 	return err
 }
@@ -126,9 +126,10 @@ func stale(l *ledger.Ledger, want wire.Stale) (out []ipam.AttachmentRecord, err 
 	return out, err
 }
 
-// status says why an ADD would fail. With an agent that changes as soon as it
-// has reached the registry: it confirms the node's leases and gets more.
-func status(l *ledger.Ledger, want wire.Status, agent bool) error {
+// status says why an ADD would fail. In a cluster, that is with an agent that has
+// a registry, this mends itself in part: the agent confirms the node's leases
+// and gets more.
+func status(l *ledger.Ledger, want wire.Status, cluster bool) error {
 	if err := l.Refused(); err != nil {
 		return err
 	}
@@ -138,7 +139,7 @@ func status(l *ledger.Ledger, want wire.Status, agent bool) error {
 		if p, err = l.Cluster(want.Cluster); err != nil {
 			return err
 		}
-		if err := l.Unconfirmed(); err != nil && !agent {
+		if err := l.Unconfirmed(); err != nil && !cluster {
 			return err
 		}
 	}
@@ -151,7 +152,7 @@ func status(l *ledger.Ledger, want wire.Status, agent bool) error {
 	}
 	for i, n := range counts {
 		full := &ipam.ExhaustedError{Pool: p.Name, Ranges: p.Sets[i].String(), Counts: n, Cluster: want.Cluster != ""}
-		if !n.Free() && !(agent && full.More()) {
+		if !n.Free() && !(cluster && full.More()) {
 			return full
 		}
 	}

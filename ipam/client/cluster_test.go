@@ -54,8 +54,11 @@ func ofRed(id string) ipam.AllocateRequest {
 	return ipam.AllocateRequest{Attachment: ipam.Attachment{Network: "lan", ContainerID: id, IfName: "eth0"}, Cluster: "red"}
 }
 
+// member is a Cluster that is not asked for addresses.
+type member struct{ Cluster }
+
 // TestStatusOfCluster: STATUS fails for what will not mend itself. With an agent
-// that is less.
+// in a cluster that is less.
 func TestStatusOfCluster(t *testing.T) {
 	t.Parallel()
 	fill := func(n int) func(*testing.T, *ledger.Ledger) {
@@ -75,7 +78,7 @@ func TestStatusOfCluster(t *testing.T) {
 		make        func(*testing.T, *ledger.Ledger)
 		pool        string // default red
 		exhausted   bool
-		alone, with string // what is wrong without an agent and with one; "" nothing
+		alone, with string // what is wrong outside of a cluster and in one; "" nothing
 	}{
 		{name: "in order", blocks: []netip.Prefix{redBlock}, make: fill(3), exhausted: true},
 		{name: "unknown pool", pool: "blue", alone: `this node knows no pool "blue"`, with: `this node knows no pool "blue"`},
@@ -120,8 +123,9 @@ func TestStatusOfCluster(t *testing.T) {
 			if tt.pool != "" {
 				want.Cluster = tt.pool
 			}
-			got := Answer(t.Context(), l, nil, &wire.Request{Op: wire.OpStatus, Status: &want}, always)
-			says(t, "with an agent", got.Failure.Err(), tt.with)
+			q := &wire.Request{Op: wire.OpStatus, Status: &want}
+			says(t, "in a cluster", Answer(t.Context(), l, member{}, q, always).Failure.Err(), tt.with)
+			says(t, "with an agent that has no registry", Answer(t.Context(), l, nil, q, always).Failure.Err(), tt.alone)
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}

@@ -176,6 +176,9 @@ func TestSame(t *testing.T) {
 			}
 			return c.Allocate(t.Context(), ipam.AllocateRequest{Attachment: att("y"), Cluster: "red"}, nil)
 		}},
+		{"status before leases are confirmed", func(c *client.Client, _ ipam.Pool) (any, error) {
+			return nil, c.Status(t.Context(), ipam.Config{Cluster: "red"})
+		}},
 		{"attachment", func(c *client.Client, _ ipam.Pool) (any, error) {
 			rec, recs, ok, err := c.Attachment(t.Context(), att("a"))
 			return fmt.Sprint(rec.Addresses, rec.Netns, rec.Uses, recs[0].Address, ok), err
