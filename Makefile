@@ -128,7 +128,7 @@ root:
 
 .PHONY: demo
 demo: PACKAGES := ca-certificates iproute2 iputils-ping
-demo: root packages build ## two hosts with two containers each, on network namespaces (KEEP=1 leaves them up)
+demo: root packages build ## three hosts with one pool, on network namespaces; agents die (KEEP=1 leaves it up)
 	@go run ./e2e/demo -bin $(BIN)
 
 .PHONY: demo-clean

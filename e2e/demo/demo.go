@@ -6,27 +6,22 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os/exec"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/underlay-cni/underlay/e2e/lab"
 )
 
-const intro = `Two hosts on a switch, each with two containers on macvlan, all in 192.0.2.0/24 and 2001:db8::/64.
-A host's ledger knows only its own addresses, so each host has ranges of its own.
+const intro = `Three hosts on a switch, all in 192.0.2.0/24 and 2001:db8::/64, with an agent each; that of h1 runs the
+registry (etcd). Containers on macvlan get their addresses from one pool, "lan".
 `
 
-// containers are the names of each host's.
-var containers = [][]string{{"c1", "c2"}, {"c3", "c4"}}
-
-// conf is the network's configuration on host n: its ranges end in n0 to n9.
-func conf(n int) string {
-	return fmt.Sprintf(`{
-		"cniVersion": "1.1.0", "name": "lan", "type": "macvlan", "master": "eth1", "mode": "bridge",
-		"ipam": {"type": "underlay", "ranges": [
-			[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.%[1]d0", "rangeEnd": "192.0.2.%[1]d9"}],
-			[{"subnet": "2001:db8::/64", "rangeStart": "2001:db8::%[1]d0", "rangeEnd": "2001:db8::%[1]d9"}]]}
-	}`, n)
-}
+// conf is the network's configuration, the same on all hosts.
+const conf = `{
+	"cniVersion": "1.1.0", "name": "lan", "type": "macvlan", "master": "eth1", "mode": "bridge",
+	"ipam": {"type": "underlay", "pool": "lan"}
+}`
 
 // demo is one run.
 type demo struct {
@@ -36,6 +31,7 @@ type demo struct {
 	out  io.Writer
 
 	hosts    []*lab.Host
+	agents   map[*lab.Host]*exec.Cmd // that run
 	stations []station
 }
 
@@ -48,7 +44,6 @@ type station struct {
 	mac   string
 
 	container *lab.Container // nil for a host
-	conf      string         // that the container was attached by
 }
 
 func (d *demo) run(ctx context.Context) (err error) {
@@ -59,19 +54,18 @@ func (d *demo) run(ctx context.Context) (err error) {
 	kept := false
 	defer func() {
 		if !kept {
-			err = errors.Join(err, l.Close())
+			err = errors.Join(err, d.killAgents(), l.Close())
 		}
 	}()
 	fmt.Fprint(d.out, intro)
-	if err := d.setUp(ctx, l); err != nil {
-		return err
-	}
-	d.printStations()
-	if err := d.pingAll(ctx); err != nil {
-		return err
-	}
-	if err := d.printLedgers(ctx); err != nil {
-		return err
+	for _, step := range []func(context.Context) error{
+		func(ctx context.Context) error { return d.addHosts(ctx, l) },
+		d.startAgents, d.createPool, d.attachAll, d.startAgents,
+		d.printStations, d.pingAll, d.printLeases, d.printLedgers,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
 	}
 	if d.keep {
 		kept = true
@@ -81,14 +75,14 @@ func (d *demo) run(ctx context.Context) (err error) {
 	return d.tearDown(ctx)
 }
 
-// setUp makes the hosts and attaches their containers.
-func (d *demo) setUp(ctx context.Context, l *lab.Lab) error {
-	for i, names := range containers {
-		n := i + 1
-		name := fmt.Sprintf("h%d", n)
+// addHosts makes the hosts.
+func (d *demo) addHosts(ctx context.Context, l *lab.Lab) error {
+	d.agents = map[*lab.Host]*exec.Cmd{}
+	for n := range 3 {
+		name := fmt.Sprintf("h%d", n+1)
 		addrs := []netip.Addr{
-			netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", n)),
-			netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", n)),
+			netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", n+1)),
+			netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", n+1)),
 		}
 		h, err := l.AddHost(ctx, name, netip.PrefixFrom(addrs[0], 24), netip.PrefixFrom(addrs[1], 64))
 		if err != nil {
@@ -100,19 +94,45 @@ func (d *demo) setUp(ctx context.Context, l *lab.Lab) error {
 		}
 		d.hosts = append(d.hosts, h)
 		d.stations = append(d.stations, station{Namespace: h.Namespace, name: name, host: h, addrs: addrs, mac: link.MAC})
-		for _, name := range names {
-			s, err := d.attach(ctx, h, name, conf(n))
-			if err != nil {
-				return err
-			}
-			d.stations = append(d.stations, s)
-		}
 	}
 	return nil
 }
 
+// attachAll attaches containers, while agents die.
+func (d *demo) attachAll(ctx context.Context) error {
+	h1, h2, h3 := d.hosts[0], d.hosts[1], d.hosts[2]
+	d.title("What happens")
+	for _, step := range []struct {
+		die  *lab.Host // the host whose agent dies before
+		name string
+		on   *lab.Host
+		what string
+	}{
+		{nil, "c1", h1, "with an agent on every host"},
+		{nil, "c2", h2, ""},
+		{nil, "c3", h3, ""},
+		{h2, "c4", h2, "without the agent of h2, which was killed: from what the host leases"},
+		{h1, "c5", h3, "without the registry, whose agent on h1 was killed as well: likewise"},
+		{nil, "c6", h1, "without an agent and without the registry: likewise"},
+	} {
+		if step.die != nil {
+			if err := d.killAgent(step.die); err != nil {
+				return err
+			}
+		}
+		s, err := d.attach(ctx, step.on, step.name)
+		if err != nil {
+			return err
+		}
+		d.stations = append(d.stations, s)
+		fmt.Fprintln(d.out, strings.TrimRight(fmt.Sprintf("  %s on %s has got %s %s", s.name, s.host.Name, s.addrs[0], step.what), " "))
+	}
+	fmt.Fprintln(d.out, "  the agents are started again")
+	return nil
+}
+
 // attach makes a container and ADDs it to the network.
-func (d *demo) attach(ctx context.Context, h *lab.Host, name, conf string) (station, error) {
+func (d *demo) attach(ctx context.Context, h *lab.Host, name string) (station, error) {
 	c, err := h.AddContainer(ctx, name)
 	if err != nil {
 		return station{}, err
@@ -128,7 +148,7 @@ func (d *demo) attach(ctx context.Context, h *lab.Host, name, conf string) (stat
 	if !ok || len(result.IPs) != 2 {
 		return station{}, fmt.Errorf("attach %s on %s: got interface eth0: %v, %d addresses", name, h.Name, ok, len(result.IPs))
 	}
-	s := station{Namespace: c.Namespace, name: name, host: h, mac: link.MAC, container: c, conf: conf}
+	s := station{Namespace: c.Namespace, name: name, host: h, mac: link.MAC, container: c}
 	for _, ip := range result.IPs {
 		addr, _ := netip.AddrFromSlice(ip.Address.IP)
 		s.addrs = append(s.addrs, addr.Unmap())
@@ -141,10 +161,9 @@ func (d *demo) title(format string, args ...any) {
 	fmt.Fprintf(d.out, "\n"+format+"\n", args...)
 }
 
-func (d *demo) printStations() {
+func (d *demo) printStations(context.Context) error {
 	d.title("Addresses")
 	w := tabwriter.NewWriter(d.out, 0, 0, 3, ' ', 0)
-	defer w.Flush()
 	fmt.Fprintln(w, "  HOST\tCONTAINER\tIPV4\tIPV6\tMAC")
 	for _, s := range d.stations {
 		container := "-"
@@ -153,4 +172,5 @@ func (d *demo) printStations() {
 		}
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", s.host.Name, container, s.addrs[0], s.addrs[1], s.mac)
 	}
+	return w.Flush()
 }

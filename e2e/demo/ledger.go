@@ -51,7 +51,7 @@ func (d *demo) tearDown(ctx context.Context) error {
 		if s.container == nil {
 			continue
 		}
-		if err := s.host.CNI(d.bin).Del(ctx, s.conf, s.container.Runtime()); err != nil {
+		if err := s.host.CNI(d.bin).Del(ctx, conf, s.container.Runtime()); err != nil {
 			return fmt.Errorf("detach %s on %s: %w", s.name, s.host.Name, err)
 		}
 		left, err := s.Links(ctx)
@@ -77,7 +77,7 @@ func (d *demo) tearDown(ctx context.Context) error {
 
 // printHints says how to look around and how to remove what is kept.
 func (d *demo) printHints() {
-	c, other := d.stations[1], d.stations[len(d.stations)-1]
+	c, other := d.stations[len(d.hosts)], d.stations[len(d.stations)-1]
 	d.title("Everything is left up. Look around:")
 	fmt.Fprintf(d.out, "  ip netns exec %s ping %s\n", c.ID, other.addrs[0])
 	fmt.Fprintf(d.out, "  ip -n %s -details addr show eth0\n", c.ID)

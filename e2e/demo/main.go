@@ -1,8 +1,9 @@
-// Command demo shows macvlan containers on the hosts' own network: two hosts
-// with two containers each, on network namespaces (e2e/lab). It prints who has
-// which address, who reaches whom, and what the ledgers hold; then it detaches
-// the containers and shows that nothing is left. It fails if an expected ping
-// is not answered or an unexpected one is.
+// Command demo shows macvlan containers on the hosts' own network: three hosts
+// with an agent each and one pool for all, on network namespaces (e2e/lab). It
+// attaches containers while agents die, that with the registry too; prints who
+// has which address, who reaches whom, and what registry and ledgers hold; then
+// it detaches the containers and shows that nothing is left. It fails if an
+// expected ping is not answered or an unexpected one is.
 //
 // With KEEP=1 in the environment it leaves everything up; -remove takes that
 // down, and so does the next run.
@@ -24,7 +25,7 @@ import (
 const name = "underlaydemo"
 
 func main() {
-	bin := flag.String("bin", "bin", "folder of macvlan and underlayctl")
+	bin := flag.String("bin", "bin", "folder of macvlan, underlayctl and underlayd")
 	remove := flag.Bool("remove", false, "remove what a run with KEEP=1 left up")
 	flag.Parse()
 
