@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -203,10 +204,16 @@ func TestOpenAPI(t *testing.T) {
 	t.Parallel()
 	_, _, server := serve(t, nil)
 	var doc struct {
-		Paths map[string]map[string]any
+		Paths      map[string]map[string]any
+		Components map[string]map[string]any
 	}
 	if err := yaml.Unmarshal(api.OpenAPI, &doc); err != nil {
 		t.Fatal(err)
+	}
+	for _, ref := range regexp.MustCompile(`"#/components/(\w+)/(\w+)"`).FindAllStringSubmatch(string(api.OpenAPI), -1) {
+		if doc.Components[ref[1]][ref[2]] == nil {
+			t.Errorf("%s is referred to, and missing", ref[0])
+		}
 	}
 	var described, served []string
 	for path, methods := range doc.Paths {
