@@ -198,6 +198,9 @@ func (p poolView) people(t *term.Table) {
 	t.Field("Kind", p.Kind)
 	t.Field("UUID", p.UUID)
 	t.Field("Tenant", p.Tenant)
+	if p.Document != nil {
+		t.Field("State", p.Document.State)
+	}
 	t.Field("Cool-down", p.CoolDown)
 	t.Field("Quarantine", p.Quarantine)
 	t.Field("Sticky", strings.TrimSpace(p.Sticky+" "+p.StickyFor))

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -52,8 +53,14 @@ func (s *shelf) put(away error) {
 func slogNowhere() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // serve starts a server of a ledger with 10.0.0.2 held by c1 and 10.0.0.3 by
-// c2, which uses a VLAN, and of a cluster, or none.
-func serve(t *testing.T, cluster func() (registry.Registry, error)) (*api.Client, *shelf, *Server) {
+// c2, which uses a VLAN.
+func serve(t *testing.T) (*api.Client, *shelf, *Server) {
+	t.Helper()
+	return serveIn(t, nil)
+}
+
+// serveIn is serve in a cluster; nil is none.
+func serveIn(t *testing.T, cluster func() (registry.Registry, error)) (*api.Client, *shelf, *Server) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ul") // the path of a socket has 108 octets
 	if err != nil {
@@ -101,7 +108,7 @@ func serve(t *testing.T, cluster func() (registry.Registry, error)) (*api.Client
 
 func TestAPI(t *testing.T) {
 	t.Parallel()
-	c, shelf, server := serve(t, nil)
+	c, shelf, server := serve(t)
 	ctx := t.Context()
 	if info, err := os.Stat(server.conf.Socket); err != nil || info.Mode().Perm() != 0o660 {
 		t.Errorf("%v, %v", info, err)
@@ -170,7 +177,7 @@ func TestAPI(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	t.Parallel()
-	_, shelf, server := serve(t, nil)
+	_, shelf, server := serve(t)
 	problems, err := testutil.GatherAndLint(server.conf.Registry)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%+v, %v", problems, err)
@@ -201,12 +208,18 @@ underlay_serving 0
 // and each answers as it says.
 func TestOpenAPI(t *testing.T) {
 	t.Parallel()
-	_, _, server := serve(t, nil)
+	_, _, server := serve(t)
 	var doc struct {
-		Paths map[string]map[string]any
+		Paths      map[string]map[string]any
+		Components map[string]map[string]any
 	}
 	if err := yaml.Unmarshal(api.OpenAPI, &doc); err != nil {
 		t.Fatal(err)
+	}
+	for _, ref := range regexp.MustCompile(`"#/components/(\w+)/(\w+)"`).FindAllStringSubmatch(string(api.OpenAPI), -1) {
+		if doc.Components[ref[1]][ref[2]] == nil {
+			t.Errorf("%s is referred to, and missing", ref[0])
+		}
 	}
 	var described, served []string
 	for path, methods := range doc.Paths {

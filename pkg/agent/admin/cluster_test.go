@@ -94,7 +94,7 @@ func expect(t *testing.T, what string, want, got any, err error) {
 func TestPoolsOfTheCluster(t *testing.T) {
 	t.Parallel()
 	_, reg, pods := cluster(t)
-	c, _, _ := serve(t, always(reg))
+	c, _, _ := serveIn(t, always(reg))
 	ctx := t.Context()
 	// Usable are 10.5.0.2 to .14 without the gateway .1; .1 and .0 are leased too.
 	listed, err := c.ClusterPools(ctx)
@@ -125,7 +125,7 @@ func TestPoolsOfTheCluster(t *testing.T) {
 func TestNetworksAndTenants(t *testing.T) {
 	t.Parallel()
 	store, reg, _ := cluster(t)
-	c, _, _ := serve(t, always(reg))
+	c, _, _ := serveIn(t, always(reg))
 	ctx := t.Context()
 	net := record.Network{Version: 1, Name: "net", Tenant: "red", Pool: "pods", Backend: record.HostGW}
 	all, err := c.Networks(ctx)
@@ -172,7 +172,7 @@ func TestNetworksAndTenants(t *testing.T) {
 func TestNodesAndLeases(t *testing.T) {
 	t.Parallel()
 	_, reg, pods := cluster(t)
-	c, _, _ := serve(t, always(reg))
+	c, _, _ := serveIn(t, always(reg))
 	ctx := t.Context()
 	of := func(leased int) []api.NodePool {
 		return []api.NodePool{{Pool: "pods", PoolUUID: pods.UUID, Leased: leased}}
@@ -219,7 +219,7 @@ func TestNodesAndLeases(t *testing.T) {
 func TestRecover(t *testing.T) {
 	t.Parallel()
 	store, reg, _ := cluster(t)
-	c, _, _ := serve(t, always(reg))
+	c, _, _ := serveIn(t, always(reg))
 	ctx := t.Context()
 	if _, err := c.Recover(ctx); !errors.Is(err, api.ErrConflict) || !strings.Contains(err.Error(), "not frozen") {
 		t.Errorf("while all is well: %v", err)
@@ -247,7 +247,7 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	store.Put(record.TenantFolder+"odd", []byte(`{"version":2}`))
-	_, _, server := serve(t, always(reg))
+	_, _, server := serveIn(t, always(reg))
 	document := func(old, new string) string { return strings.Replace(podsDocument, old, new, 1) }
 	other := document(`"pods"`, `"other"`)
 	const network = `{"version":1,"name":"n","tenant":"red","pool":"pods","backend":"hostgw"}`
@@ -343,16 +343,16 @@ func ask(t testing.TB, s *Server, request, body string) (int, api.Problem) {
 func TestWithoutRegistry(t *testing.T) {
 	t.Parallel()
 	store, reg, _ := cluster(t)
-	c, _, _ := serve(t, nil)
+	c, _, _ := serve(t)
 	if _, err := c.ClusterPools(t.Context()); !errors.Is(err, api.ErrNoRegistry) {
 		t.Errorf("none: %v", err)
 	}
 	away := errors.New("not connected yet")
-	c, _, _ = serve(t, func() (registry.Registry, error) { return registry.Registry{}, away })
+	c, _, _ = serveIn(t, func() (registry.Registry, error) { return registry.Registry{}, away })
 	if _, err := c.Cluster(t.Context()); !errors.Is(err, api.ErrUnreachable) || !strings.Contains(err.Error(), away.Error()) {
 		t.Errorf("not yet: %v", err)
 	}
-	c, _, _ = serve(t, always(reg))
+	c, _, _ = serveIn(t, always(reg))
 	store.Rig(func(q memstore.Request) memstore.Fault {
 		if slices.Contains([]string{"swap", "delete"}, q.Kind) {
 			return memstore.Lose

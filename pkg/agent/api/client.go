@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -125,6 +126,10 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, v 
 
 // send is call with a document; nil is none.
 func (c *Client) send(ctx context.Context, method, path string, q url.Values, document []byte, v any) (err error) {
+	switch name := path[strings.LastIndexByte(path, '/')+1:]; name {
+	case "", ".", "..": // of another meaning in a path, and nobody's name
+		return &tagged{fmt.Errorf("nothing is called %q", name), ErrNotFound}
+	}
 	u := "http://underlayd" + path
 	if len(q) > 0 {
 		u += "?" + q.Encode()

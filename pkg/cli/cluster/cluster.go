@@ -65,6 +65,8 @@ func Advise(err error, runDir string) error {
 		return term.Hint(err, `say where it is with "registry" in /etc/underlay/underlayd.json, and restart underlayd`)
 	case errors.Is(err, api.ErrUnreachable):
 		return term.Hint(err, "see whether etcd runs and this node reaches it; the log of underlayd says more")
+	case errors.Is(err, context.DeadlineExceeded):
+		return term.Hint(errors.New("the agent does not answer in time"), "the log of underlayd says more")
 	}
 	return err
 }

@@ -166,7 +166,7 @@ func (c Commands) poolDelete() *cobra.Command {
 			return c.ask(cmd, func(ctx context.Context, client *api.Client) error {
 				p, err := client.DeletePool(ctx, args[0])
 				if errors.Is(err, api.ErrConflict) {
-					return term.Hint(err, "see: underlayctl lease list --pool %s", args[0])
+					return term.Hint(err, "see: underlayctl lease list --pool %s; underlayctl network list", args[0])
 				}
 				if err != nil {
 					return err

@@ -3,10 +3,12 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
 	"github.com/underlay-cni/underlay/pkg/cli/term"
 )
@@ -38,7 +40,10 @@ have; values that cannot be read, which are skipped.`,
 
 func status(t *term.Table, v api.Cluster) {
 	id := v.ID
-	if id == "" {
+	switch unread := slices.ContainsFunc(v.Unread, func(u api.Unread) bool { return u.Key == record.ClusterKey }); {
+	case unread:
+		id = "unknown: its record cannot be read, and nothing changes hands"
+	case id == "":
 		id = "none: no node has opened it yet"
 	}
 	t.Field("Cluster", id)
