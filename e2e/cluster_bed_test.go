@@ -35,15 +35,16 @@ type member struct {
 	lab  *lab.Lab
 	conf string // file of the agent's configuration
 	api  *api.Client
+	uuid string // of its ledger
 
 	mu  sync.Mutex
 	cmd *exec.Cmd // nil while it does not run
 	log *os.File
 }
 
-// newCluster makes hosts h1, h2 ... with addresses 192.0.2.1, .2 ..., and starts
-// their agents.
-func newCluster(t *testing.T, hosts int) *cluster {
+// newCluster makes hosts h1, h2 ... with addresses 192.0.2.1, .2 ..., prepares
+// them, and starts their agents.
+func newCluster(t *testing.T, hosts int, prepare ...func(*member)) *cluster {
 	t.Helper()
 	l := lab.Test(t)
 	c := &cluster{t: t}
@@ -61,7 +62,7 @@ func newCluster(t *testing.T, hosts int) *cluster {
 		}
 		registry := keys{"etcd": keys{"endpoints": []string{"http://192.0.2.1:2379"}}}
 		if i == 0 {
-			registry = keys{"embedded": keys{"dataDir": filepath.Join(h.DataDir, "etcd"), "listen": "192.0.2.1:2379"}}
+			registry = keys{"embedded": keys{"dataDir": m.etcd(), "listen": "192.0.2.1:2379"}}
 		}
 		text, err := json.Marshal(keys{"nodeName": h.Name, "dataDir": h.DataDir, "runDir": h.RunDir, "registry": registry})
 		if err == nil {
@@ -82,12 +83,23 @@ func newCluster(t *testing.T, hosts int) *cluster {
 		})
 	}
 	for _, m := range c.hosts {
+		for _, f := range prepare {
+			f(m)
+		}
+	}
+	c.start()
+	return c
+}
+
+// start starts the agents that do not run, and waits until all are ready.
+func (c *cluster) start() {
+	c.t.Helper()
+	for _, m := range c.hosts {
 		m.start(ours)
 	}
 	for _, m := range c.hosts {
 		m.ready()
 	}
-	return c
 }
 
 func lastLines(b []byte, n int) string {
@@ -95,11 +107,14 @@ func lastLines(b []byte, n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-// start starts the host's agent.
+// start starts the host's agent, unless it runs.
 func (m *member) start(bin string, env ...string) {
 	m.t.Helper()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.cmd != nil {
+		return
+	}
 	m.cmd = exec.Command(filepath.Join(bin, "underlayd"), "--config", m.conf)
 	m.cmd.Env = append(os.Environ(), env...)
 	m.cmd.Stderr = m.log
@@ -107,6 +122,9 @@ func (m *member) start(bin string, env ...string) {
 		m.t.Fatal(err)
 	}
 }
+
+// etcd is the folder of the registry, of the host that has it.
+func (m *member) etcd() string { return filepath.Join(filepath.Dir(m.DataDir), "etcd") }
 
 // end sends a signal and waits for the end of the process, if there is one.
 func (m *member) end(s syscall.Signal) {

@@ -56,11 +56,8 @@ func TestClusterHosts(t *testing.T) {
 	add(h3, "d")
 	wantOK(t, "DEL without an agent", all[0].cni.Del(t.Context(), all[0].conf, all[0].rt))
 
+	c.start()
 	for _, m := range c.hosts {
-		m.start(ours)
-	}
-	for _, m := range c.hosts {
-		m.ready()
 		add(m, "e")
 	}
 	list := ctl(t, h2.Host, "lease", "list", "--pool", "tenants")

@@ -255,6 +255,7 @@ func (c *Cluster) live(ctx context.Context, failed <-chan error, started func())
 		return registry.Follow(ctx, r.Store, c.mu, c.linger, c.seen)
 	})
 	group.Go(func() error { return c.rounds(ctx, started) })
+	group.Go(func() error { return c.audit(ctx, r) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():

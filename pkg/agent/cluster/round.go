@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -79,6 +80,34 @@ func (c *Cluster) round(ctx context.Context, started func()) (wait time.Duration
 	}
 	c.news.tell()
 	return wait, nil
+}
+
+// errOther is why a node joins anew.
+var errOther = errors.New("the registry is not the one that was followed; was it restored?")
+
+// audit looks whether the registry is still the one that is followed. A watch
+// that goes on from a revision which a restored registry has not reached yet, or
+// has gone past by other changes, says nothing. The record of the cluster changes
+// when that is noticed by anybody, and when an operator goes on from there.
+func (c *Cluster) audit(ctx context.Context, r registry.Registry) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(every/2 + rand.N(every/2)):
+		}
+		item, err := r.Store.Get(ctx, record.ClusterKey)
+		if err != nil {
+			continue // the watch hears of that
+		}
+		c.mu.Lock()
+		v := c.view
+		other := v != nil && item.Rev <= v.Rev && item.Rev != v.Cluster.Rev && v.Unread[record.ClusterKey] == nil
+		c.mu.Unlock()
+		if other {
+			return errOther
+		}
+	}
 }
 
 // withTrader runs f with the trader of the ledger that is open now.
