@@ -119,7 +119,7 @@ func (t *tx) status(rec ipam.Record) lease.Status {
 
 // book makes a lease.Book of what is known of a block. What is in use without
 // being the node's, as the registry has it, is held in the book too, so that
-// nobody gets it.
+// nobody gets it, and so is what a local pool that overlaps has in use.
 func (t *tx) book(pool string, cidr netip.Prefix) (lease.Book, record.Block, error) {
 	b := lease.Book{Node: t.node(), CIDR: cidr, Marks: map[netip.Addr]lease.Mark{}}
 	kept, found, err := t.blockOf(pool, cidr.Addr())
@@ -136,10 +136,12 @@ func (t *tx) book(pool string, cidr netip.Prefix) (lease.Book, record.Block, err
 	for a, to := range kept.Giving {
 		b.Marks[a] = lease.Mark{Status: lease.Giving, To: to}
 	}
-	err = t.recordsOf(pool, cidr, func(rec ipam.Record) {
-		if s := t.status(rec); s == lease.Held {
-			b.Marks[rec.Address.Addr()] = lease.Mark{Status: s}
+	err = t.records(cidr.Addr(), func(rec ipam.Record) (bool, error) {
+		a := rec.Address.Addr()
+		if s := t.status(rec); s == lease.Held && cidr.Contains(a) && b.Marks[a].Status != lease.Giving {
+			b.Marks[a] = lease.Mark{Status: s}
 		}
+		return cidr.Contains(a), nil
 	})
 	return b, kept, err
 }

@@ -25,6 +25,12 @@ func (m *model) clusterRecord(a netip.Addr) (there, held bool) {
 	return there, there && r.State != ipam.Cooling && !r.Over(m.now)
 }
 
+// inUse reports whether an address is in use by whatever pool.
+func (m *model) inUse(a netip.Addr) bool {
+	r, there := m.recs[a]
+	return there && r.State != ipam.Cooling && !r.Over(m.now)
+}
+
 // block has the registry say something else of a block, or the ledger give
 // something away, which arrives or does not.
 func (m *model) block(t *rapid.T, l *Ledger) {
@@ -67,7 +73,7 @@ func (m *model) learn(me lease.Node, s lease.Seen) (lost []netip.Addr) {
 		switch {
 		case s.Block.Has(me, a):
 			m.mine[a] = !m.giving[a]
-		case held:
+		case m.inUse(a) && !m.giving[a]:
 			lost = append(lost, a)
 			fallthrough
 		default:
@@ -88,8 +94,7 @@ func (m *model) give(t *rapid.T, l *Ledger, me lease.Node, s lease.Seen) {
 	s.Block.Addrs(func(a netip.Addr) bool {
 		if rapid.IntRange(0, 2).Draw(t, "this") == 0 {
 			to[a] = lease.Entry{Node: "other"}
-			_, held := m.clusterRecord(a)
-			all = all && m.mine[a] && !held
+			all = all && m.mine[a] && !m.inUse(a)
 		}
 		return true
 	})
@@ -124,6 +129,12 @@ func (m *model) knows(l *Ledger, s lease.Seen) bool {
 	return err == nil && b.Rev == s.Rev
 }
 
+// inBlock reports whether the ledger knows a block that an address lies in.
+func (m *model) inBlock(l *Ledger, a netip.Addr) bool {
+	blocks, err := l.Blocks(clusterUUID)
+	return err == nil && slices.ContainsFunc(blocks, func(b Block) bool { return b.CIDR.Contains(a) })
+}
+
 func (m *model) agreeBlocks(l *Ledger) {
 	want := map[netip.Addr]lease.Status{}
 	for _, marks := range []map[netip.Addr]bool{m.mine, m.giving} {
@@ -136,7 +147,7 @@ func (m *model) agreeBlocks(l *Ledger) {
 		}
 	}
 	for a := range m.recs {
-		if _, held := m.clusterRecord(a); held {
+		if m.inUse(a) && m.inBlock(l, a) && want[a] != lease.Giving {
 			want[a] = lease.Held
 		}
 	}

@@ -355,3 +355,30 @@ func BenchmarkClusterPool(b *testing.B) {
 		})
 	}
 }
+
+// TestOverlap: what a local pool has in use of a block is not given to other
+// nodes.
+func TestOverlap(t *testing.T) {
+	t.Parallel()
+	l := open(t, testOptions(t, nil))
+	must(t, leaseCrashBlock(l))
+	local := ipam.Pool{Name: "local", Sets: crashCluster.Sets}
+	local.Sets = []ipam.RangeSet{{local.Sets[0][0]}}
+	local.Sets[0][0].First = netip.MustParseAddr("10.9.0.9")
+	a, err := l.Allocate(ipam.AllocateRequest{Attachment: att("x"), Pool: local}, nil)
+	must(t, err)
+	addr := a.Addresses[0].Prefix.Addr()
+	s, err := leased(l)
+	must(t, err)
+	if err := l.Intend(clusterUUID, s, map[netip.Addr]lease.Entry{addr: {Node: "other"}}); !errors.Is(err, lease.ErrInUse) {
+		t.Errorf("%s was given to another node: %v", addr, err)
+	}
+	for range 7 {
+		got, err := l.Allocate(ipam.AllocateRequest{Attachment: att(fmt.Sprint("y", len(a.Addresses))), Cluster: crashCluster.Name}, nil)
+		must(t, err)
+		if got.Addresses[0].Prefix.Addr() == addr {
+			t.Errorf("%s was given twice", addr)
+		}
+		a.Addresses = append(a.Addresses, got.Addresses...)
+	}
+}
