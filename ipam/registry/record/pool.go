@@ -271,6 +271,9 @@ func DefaultBits(kind string, set ipam.RangeSet, nodes int) int {
 	return 128 - host
 }
 
+// Bits is the prefix length of the block that an address lies in.
+func (p Pool) Bits(a netip.Addr) int { return p.bits(a.Is4()) }
+
 func (p Pool) bits(is4 bool) int {
 	if is4 {
 		return p.Bits4

@@ -296,6 +296,37 @@ func TestUnknownPool(t *testing.T) {
 	})
 }
 
+// TestByName: an address that is asked for comes from wherever nobody has it.
+func TestByName(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"blockPrefix":{"ipv4":30}}`, 2)
+		defer b.end()
+		get := func(n *node, id, addr string) error {
+			req := ipam.AllocateRequest{Attachment: ipam.Attachment{Network: "net", ContainerID: id, IfName: "eth0"}, Cluster: "a"}
+			req.Ask(netip.MustParseAddr(addr), "ips[0]")
+			a, err := n.Allocate(t.Context(), n.l, req, func() (ipam.Allocation, error) { return n.l.Allocate(req, nil) })
+			if err == nil && a.Addresses[0].Prefix.Addr().String() != addr {
+				t.Errorf("%s: got %v", addr, a)
+			}
+			return err
+		}
+		for i, addr := range []string{"10.0.0.7", "10.0.0.200", "10.0.0.201"} {
+			if err := get(b.nodes[0], fmt.Sprint("x", i), addr); err != nil {
+				t.Errorf("%s: %v", addr, err)
+			}
+		}
+		err := get(b.nodes[1], "y", "10.0.0.6")
+		var taken *ipam.TakenError
+		if !errors.As(err, &taken) || !strings.Contains(err.Error(), `node "n0"`) {
+			t.Errorf("of a block that another node leases: %v", err)
+		}
+		var field *ipam.FieldError
+		if err := get(b.nodes[1], "y", "10.0.9.6"); !errors.As(err, &field) {
+			t.Errorf("of no pool: %v", err)
+		}
+	})
+}
+
 // TestRemoved: what a removed node had is free for others after its rest, and
 // the node comes back as another one.
 func TestRemoved(t *testing.T) {

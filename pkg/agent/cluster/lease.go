@@ -12,6 +12,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/leases"
 )
 
@@ -81,7 +82,7 @@ func (w *wait) run(ctx context.Context) (ipam.Allocation, error) {
 		}
 		switch {
 		case !over:
-		case errors.As(why, new(*leases.HolderError)), w.sticky == ipam.StickyStrict && errors.As(why, new(*AwayError)):
+		case errors.As(why, new(*leases.HolderError)), errors.As(why, new(*ipam.TakenError)), w.sticky == ipam.StickyStrict && errors.As(why, new(*AwayError)):
 			return ipam.Allocation{}, why
 		default:
 			a, err := w.try()
@@ -152,7 +153,7 @@ func (w *wait) need(ctx context.Context) (got bool, err error) {
 		}
 		got = true
 		for set := range p.Value.Sets {
-			one, err := t.Need(ctx, c.view, p.Value, set, w.req.Owner)
+			one, err := w.needOf(ctx, t, p.Value, set)
 			if err != nil {
 				return err
 			}
@@ -161,6 +162,16 @@ func (w *wait) need(ctx context.Context) (got bool, err error) {
 		return nil
 	})
 	return got && err == nil, unanswered(err)
+}
+
+// needOf is need for one range set.
+func (w *wait) needOf(ctx context.Context, t *leases.Trader, p record.Pool, set int) (got bool, err error) {
+	for _, a := range w.req.Addresses {
+		if _, usable := p.Sets[set].Find(a); usable {
+			return t.Fetch(ctx, w.c.view, p, a, w.req.Owner)
+		}
+	}
+	return t.Need(ctx, w.c.view, p, set, w.req.Owner)
 }
 
 // settle writes into the registry, for an owner that may move on at once, what
@@ -209,9 +220,12 @@ func (e *bothError) CNICode() uint { return ipam.CodeTryAgainLater }
 func helps(err error) bool {
 	var full *ipam.ExhaustedError
 	var field *ipam.FieldError
+	var taken *ipam.TakenError
 	switch {
 	case errors.Is(err, ledger.ErrUnconfirmed):
 		return true
+	case errors.As(err, &taken):
+		return taken.State == ipam.Elsewhere
 	case errors.As(err, &full):
 		return full.Cluster
 	case errors.As(err, &field) && field.Place == "ipam.pool" && field.Code == ipam.CodeTryAgainLater:

@@ -71,6 +71,53 @@ func (t *Trader) Need(ctx context.Context, v *registry.View, p record.Pool, set 
 	return false, nil
 }
 
+// Fetch takes one step to where this node has the address that an ADD asks for by
+// name. The error is an *ipam.TakenError while it is another node's, or kept for
+// another owner.
+func (t *Trader) Fetch(ctx context.Context, v *registry.View, p record.Pool, a netip.Addr, owner string) (got bool, err error) {
+	me, err := t.Ledger.Node()
+	if err != nil {
+		return false, err
+	}
+	cidr := netip.PrefixFrom(a, p.Bits(a)).Masked()
+	s, err := t.Registry.Block(ctx, p.UUID, cidr)
+	if err != nil {
+		return false, err
+	}
+	put(v, p, s)
+	goal := lease.Goal{}
+	e, given := s.Block.Given[a]
+	switch {
+	case s.Block.Has(me, a):
+	case !given && s.Block.Owner == "":
+		goal.Lease = true
+	case given && e.Node == "" && (e.Key == "" || e.Key == owner || p.Sticky == ipam.NotSticky || e.Over(t.now(), p.StickyFor)):
+		goal.Claim = map[netip.Addr]string{a: owner}
+	default:
+		return false, &ipam.TakenError{Addr: a, State: ipam.Elsewhere, Holder: holder(v, s.Block, e)}
+	}
+	if goal.Lease || goal.Claim != nil {
+		if err := v.Room(p.UUID, 1); err != nil {
+			return false, err
+		}
+	}
+	if err := t.to(ctx, v, p, cidr, goal); err != nil {
+		return false, err
+	}
+	return v.Blocks[p.UUID][cidr].Block.Has(me, a), nil
+}
+
+func holder(v *registry.View, b lease.Block, e lease.Entry) string {
+	n := e.Node
+	switch {
+	case n == "" && e.Key != "":
+		return fmt.Sprintf("it is kept for %q", e.Key)
+	case n == "":
+		n = b.Owner
+	}
+	return fmt.Sprintf("node %q (%s) has it", v.Nodes[n].Value.Name, n)
+}
+
 // Settle brings to an end what was begun in a pool, and writes into the registry
 // which sticky owners have an address here.
 func (t *Trader) Settle(ctx context.Context, v *registry.View, p record.Pool) error {

@@ -206,11 +206,7 @@ func (t *Trader) answer(ctx context.Context, v *registry.View, p record.Pool, me
 }
 
 func blockOf(v *registry.View, p record.Pool, a netip.Addr) (netip.Prefix, bool) {
-	length := p.Bits6
-	if a.Is4() {
-		length = p.Bits4
-	}
-	cidr := netip.PrefixFrom(a, length).Masked()
+	cidr := netip.PrefixFrom(a, p.Bits(a)).Masked()
 	_, ok := v.Blocks[p.UUID][cidr]
 	return cidr, ok
 }
