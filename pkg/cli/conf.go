@@ -59,7 +59,8 @@ type pluginConf struct {
 
 type ipamConf struct {
 	Type   string        `json:"type"`
-	Ranges [][]rangeConf `json:"ranges"`
+	Pool   string        `json:"pool,omitempty"`
+	Ranges [][]rangeConf `json:"ranges,omitempty"`
 	Routes []routeConf   `json:"routes,omitempty"`
 }
 
@@ -80,7 +81,7 @@ func (a *app) confFor(runtime string, finish func(*confList) (path string)) *cob
 	var p pluginConf
 	var ip4, ip6 rangeConf
 	c := &cobra.Command{
-		Use:   runtime + " NAME --master INTERFACE --subnet PREFIX",
+		Use:   runtime + " NAME --master INTERFACE --subnet PREFIX | --pool POOL",
 		Short: "Write a macvlan or ipvlan network for " + runtime + " to stdout",
 		Long: "Write a macvlan or ipvlan network for " + runtime + ` to stdout, and where to save
 it to stderr. Its cniVersion is the newest that all versions of the runtime
@@ -112,6 +113,7 @@ know; where the runtime has containerd 2, set 1.1.0, for GC and STATUS.`,
 	f.StringVar(&p.Mode, "mode", "", "`mode` bridge (default), private, vepa, passthru or source; of ipvlan l2 (default), l3 or l3s")
 	f.StringVar(&p.Flag, "flag", "", "`flag` of ipvlan: bridge (default), private or vepa")
 	f.BoolVar(&p.HostAccess, "host-access", false, "let this host and its containers reach each other (mode or flag bridge)")
+	f.StringVar(&p.IPAM.Pool, "pool", "", "`name` of the cluster pool to draw on, instead of a subnet")
 	ip4.flags(c, "", "", "192.0.2.0/24")
 	ip6.flags(c, "ip6-", "IPv6: ", "2001:db8::/64")
 	return c
@@ -130,7 +132,7 @@ func (r *rangeConf) flags(c *cobra.Command, prefix, label, subnet string) {
 // mode, the gateways, and a default route to each of them.
 func (c *confList) complete(sets ...rangeConf) error {
 	p := &c.Plugins[0]
-	p.IPAM = ipamConf{Type: "underlay"}
+	p.IPAM.Type = "underlay"
 	for _, r := range sets {
 		if r != (rangeConf{}) {
 			p.IPAM.Ranges = append(p.IPAM.Ranges, []rangeConf{r})
@@ -178,8 +180,10 @@ func (c *confList) check() error {
 		return fmt.Errorf("--master: %q is no interface name: %s", p.Master, strings.TrimSpace(err.Msg+" "+err.Details))
 	}
 	switch {
-	case len(p.IPAM.Ranges) == 0:
-		return fmt.Errorf("--subnet is missing")
+	case len(p.IPAM.Ranges) == 0 && p.IPAM.Pool == "":
+		return fmt.Errorf("--subnet is missing, or --pool")
+	case len(p.IPAM.Ranges) > 0 && p.IPAM.Pool != "":
+		return fmt.Errorf("--subnet: the ranges of pool %q are in the registry", p.IPAM.Pool)
 	case p.VLAN < 0 || p.VLAN > 4094:
 		return fmt.Errorf("--vlan: %d is not a VLAN id from 1 to 4094", p.VLAN)
 	}
