@@ -3,13 +3,15 @@ package ledger
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/netip"
 	"time"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
 )
 
@@ -60,6 +62,25 @@ func (l *Ledger) Records(fn func(ipam.Record) error) error {
 
 func (t *tx) allRecords(fn func(ipam.Record) error) error {
 	return t.records(netip.IPv4Unspecified(), func(r ipam.Record) (bool, error) { return true, fn(r) })
+}
+
+// History calls fn with all that is known of who held an address, the first one
+// first: the holds that have ended, then the one that lasts. fn must not call
+// the ledger.
+func (l *Ledger) History(a netip.Addr, fn func(ipam.Hold) error) error {
+	a = plain(a)
+	return l.view(func(t *tx) error {
+		if t.bucket(bucketHistory) != nil {
+			if err := corrupt(t.history().Of(a, fn)); err != nil {
+				return err
+			}
+		}
+		rec, err := t.record(a)
+		if err != nil || rec.State != ipam.Held {
+			return err
+		}
+		return fn(rec.Hold(time.Time{}))
+	})
 }
 
 // Users returns the attachments that use the VLAN sub-interface of u, and
@@ -296,70 +317,44 @@ func (l *Ledger) Book(pool string, cidr netip.Prefix) (b lease.Book, err error) 
 	return b, err
 }
 
-// Spare is an address of a cluster pool that is the node's and not in use.
-type Spare struct {
-	Address netip.Addr
-	// Owner is the sticky key that it rests for, "" if it does not or that is
-	// over. Then it may go to nobody else if it is Strict.
-	Owner  string
-	Strict bool
-	// Since and Until are of its rest.
-	Since, Until time.Time
+// remains is what could be read of a ledger that is made anew.
+type remains struct {
+	held map[netip.Addr]ipam.Record
+	// past has all holds; of those that lasted, until now.
+	past []ipam.Hold
 }
 
-// Spares lists up to n addresses of a pool in the order in which they are to be
-// given to other nodes: those that do not rest, then those whose rest ends
-// first. pool is a UUID.
-func (l *Ledger) Spares(pool string, n int) (out []Spare, err error) {
-	id := ipam.Pool{UUID: pool}.ID()
-	err = l.view(func(t *tx) error {
-		p, _, err := t.pool(id)
-		if err != nil || t.bucket(bucketFree) == nil {
+// salvage reads what a file that is to be replaced can tell, whatever state it
+// is in. The ledger of another machine says nothing about this one's containers.
+func (o *Options) salvage() remains {
+	r := remains{held: map[netip.Addr]ipam.Record{}}
+	file, err := boltfile.Open(o.dbPath(), true, true)
+	if err != nil {
+		return r
+	}
+	defer file.Close()
+	// After an error there is as much as was read before it.
+	_ = file.View(func(b *bbolt.Tx) error {
+		t := newTx(b, o)
+		if _, _, err := t.identity(); err != nil {
 			return err
 		}
-		for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-			if err := t.freeFrom(p, a, func(a netip.Addr) bool {
-				out = append(out, Spare{Address: a})
-				return len(out) < n
-			}); err != nil {
-				return err
+		if err := o.foreign(string(t.get(bucketMeta, keyMachine))); err != nil {
+			return err
+		}
+		if t.bucket(bucketHistory) != nil {
+			_ = t.history().Of(netip.Addr{}, func(h ipam.Hold) error {
+				r.past = append(r.past, h)
+				return nil
+			})
+		}
+		return t.allRecords(func(rec ipam.Record) error {
+			if rec.State == ipam.Held {
+				r.held[rec.Address.Addr()] = rec
+				r.past = append(r.past, rec.Hold(t.now))
 			}
-		}
-		var inner error
-		err = t.resting(func(r resting) bool {
-			var rec ipam.Record
-			if rec, inner = t.record(r.addr); inner == nil && rec.PoolID() == id && t.status(rec) == lease.Free && len(out) < n {
-				s := Spare{Address: r.addr, Since: rec.Since, Until: rec.Until}
-				if !rec.Over(t.now) && p.Sticky != ipam.NotSticky {
-					s.Owner, s.Strict = rec.Owner, rec.Strict
-				}
-				out = append(out, s)
-			}
-			return inner == nil && len(out) < n
-		})
-		return errors.Join(err, inner)
-	})
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-// freeFrom calls fn with the addresses from a on, of its family, that a cluster
-// pool gives out and that nobody uses, until it returns false.
-func (t *tx) freeFrom(p ipam.Pool, a netip.Addr, fn func(netip.Addr) bool) error {
-	for a.IsValid() {
-		r, ok, err := t.freeRuns(p.ID()).From(a)
-		if err != nil || !ok {
-			return corrupt(err)
-		}
-		if a.Less(r.First) {
-			a = r.First
-		}
-		if _, usable := p.Find(a); usable && !fn(a) {
 			return nil
-		}
-		a = a.Next()
-	}
-	return nil
+		})
+	})
+	return r
 }

@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
-	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger/spool"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
@@ -66,6 +64,8 @@ func (t *tx) releaseKnown(req ipam.ReleaseRequest) (ipam.Released, error) {
 
 // release ends an attachment.
 func (t *tx) release(att ipam.AttachmentRecord, req ipam.ReleaseRequest) (out ipam.Released, err error) {
+	t.unused = req.Undo
+	defer func() { t.unused = false }()
 	for _, a := range att.Addresses {
 		rec, err := t.heldBy(att.Attachment, a)
 		if err != nil {
@@ -314,48 +314,4 @@ func (l *Ledger) drain() error {
 		}
 	}
 	return nil
-}
-
-// Renew gives the ledger of a node that was removed a new ID, and so makes it
-// another node: of what it leased nothing is left. What containers hold stays
-// theirs until they are gone, and is nobody's to give out then.
-func (l *Ledger) Renew() (lease.Node, error) {
-	id := newID()
-	err := l.update(func(t *tx) error {
-		if t.bucket(bucketBlock) == nil {
-			return errOldSchema
-		}
-		var gone [][]byte
-		err := t.bucket(bucketBlock).ForEach(func(k, _ []byte) error {
-			gone = append(gone, bytes.Clone(k))
-			return nil
-		})
-		for _, k := range gone {
-			if err == nil {
-				err = t.loseBlock(k)
-			}
-		}
-		return errors.Join(err, t.put(bucketMeta, keyFormer, t.get(bucketMeta, keyID)), t.put(bucketMeta, keyID, []byte(id)))
-	})
-	if err != nil {
-		return "", err
-	}
-	fault.Point("ledger.renew.kept")
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.id = id
-	return lease.Node(id), l.o.explain(l.writeMark(false))
-}
-
-// loseBlock forgets a block, and all of its addresses that nobody holds.
-func (t *tx) loseBlock(key []byte) error {
-	b, err := decodeBlock(key, t.get(bucketBlock, key))
-	if err != nil {
-		return err
-	}
-	pool := string(key[:len(key)-len(addrKey(b.CIDR.Addr()))-1])
-	if err := t.keepBook(pool, b, lease.Book{CIDR: b.CIDR, Rev: b.Rev}, func(netip.Addr) bool { return false }); err != nil {
-		return err
-	}
-	return t.del(bucketBlock, key)
 }
