@@ -2,7 +2,7 @@ package ledger
 
 import (
 	"bytes"
-	"encoding/json"
+	"fmt"
 	"io"
 	"net/netip"
 	"time"
@@ -12,6 +12,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/ipam/ledger/export"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
 )
 
@@ -126,6 +127,41 @@ func (t *tx) allPools() (pools []ipam.Pool, err error) {
 	return pools, err
 }
 
+// poolOf returns the pool of a name that the node gives an address out of.
+func (t *tx) poolOf(name string, a netip.Addr) (p ipam.Pool, from ipam.Range, err error) {
+	pools, err := t.allPools()
+	if err != nil {
+		return p, from, err
+	}
+	refusal := &ipam.FieldError{Place: "pool", Msg: fmt.Sprintf("this node knows no pool %q", name)}
+	for _, p := range pools {
+		if p.Name != name {
+			continue
+		}
+		from, usable := p.Find(a)
+		if !usable {
+			refusal = &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("pool %q does not give out %s", name, a)}
+			continue
+		}
+		here, err := t.mine(p, a)
+		if err != nil || here {
+			return p, from, err
+		}
+		b, leased, err := t.blockOf(p.ID(), a)
+		if err != nil {
+			return p, from, err
+		}
+		where := "this node has no lease of it"
+		if to, giving := b.Giving[a]; giving {
+			where = fmt.Sprintf("it is on its way to node %s", to.Node)
+		} else if leased {
+			where = fmt.Sprintf("of block %s another node has it", b.CIDR)
+		}
+		refusal = &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s of cluster pool %q is not this node's to reserve: %s", a, name, where)}
+	}
+	return p, from, refusal
+}
+
 // Counts counts the addresses of each range set of p. It reads all records
 // of its ranges.
 func (l *Ledger) Counts(p ipam.Pool) (out []ipam.Counts, err error) {
@@ -142,33 +178,11 @@ func (l *Ledger) Counts(p ipam.Pool) (out []ipam.Counts, err error) {
 	return out, err
 }
 
-// Info is what there is to know of a ledger as a whole.
-type Info struct {
-	Path string `json:"path"`
-	// ID is the UUID that was minted with the file.
-	ID string `json:"id"`
-	// Schema of the buckets and records.
-	Schema int `json:"schema"`
-	// Sequence counts the transactions that changed it.
-	Sequence uint64 `json:"sequence"`
-	// MachineID and BootID are of the machine that made it, and of the boot
-	// in which it was last open for writing.
-	MachineID string `json:"machineID,omitempty"`
-	BootID    string `json:"bootID"`
-	// Size of the file and FreeBytes inside of it, in bytes.
-	Size      int64 `json:"size"`
-	FreeBytes int64 `json:"freeBytes"`
-	// Refused says why no address is given out, if so.
-	Refused string `json:"refused,omitempty"`
-
-	Pools       int `json:"pools"`
-	Attachments int `json:"attachments"`
-	// Held to Reserved count addresses by state.
-	Held        int `json:"held"`
-	Cooling     int `json:"cooling"`
-	Quarantined int `json:"quarantined"`
-	Reserved    int `json:"reserved"`
-}
+// Info is what there is to know of a ledger as a whole, and Dump all of it.
+type (
+	Info = export.Info
+	Dump = export.Dump
+)
 
 // Info reads all records.
 func (l *Ledger) Info() (Info, error) {
@@ -199,6 +213,9 @@ func (t *tx) info(info *Info) (err error) {
 	info.BootID = string(t.get(bucketMeta, keyBoot))
 	info.Pools = t.bucket(bucketPool).Stats().KeyN
 	info.Attachments = t.bucket(bucketAttachment).Stats().KeyN
+	if t.bucket(bucketHistory) != nil {
+		info.History, _ = t.history().Count() // Check says what is wrong with it
+	}
 	return t.allRecords(func(r ipam.Record) error {
 		switch r.State {
 		case ipam.Held:
@@ -214,21 +231,9 @@ func (t *tx) info(info *Info) (err error) {
 	})
 }
 
-// Dump is all that a ledger knows, the document that Export writes.
-type Dump struct {
-	// Version of this shape; 1.
-	Version    int       `json:"version"`
-	ExportedAt time.Time `json:"exportedAt"`
-
-	Ledger      Info                    `json:"ledger"`
-	Pools       []ipam.Pool             `json:"pools"`
-	Attachments []ipam.AttachmentRecord `json:"attachments"`
-	Addresses   []ipam.Record           `json:"addresses"`
-}
-
 // Dump returns all that the ledger knows at this moment.
 func (l *Ledger) Dump() (Dump, error) {
-	d := Dump{Version: 1, Pools: []ipam.Pool{}, Attachments: []ipam.AttachmentRecord{}, Addresses: []ipam.Record{}}
+	d := Dump{Version: 1, Pools: []ipam.Pool{}, Attachments: []ipam.AttachmentRecord{}, Addresses: []ipam.Record{}, Blocks: []export.Block{}}
 	d.Ledger = l.fileInfo()
 	err := l.view(func(t *tx) error {
 		d.ExportedAt = t.now
@@ -240,6 +245,10 @@ func (l *Ledger) Dump() (Dump, error) {
 			return err
 		}
 		d.Pools = append(d.Pools, pools...)
+		err = t.allBlocks(func(pool string, b record.Block) { d.Blocks = append(d.Blocks, export.NewBlock(pool, b)) })
+		if err != nil {
+			return err
+		}
 		err = t.attachments(func(r ipam.AttachmentRecord) error {
 			d.Attachments = append(d.Attachments, r)
 			return nil
@@ -255,15 +264,14 @@ func (l *Ledger) Dump() (Dump, error) {
 	return d, err
 }
 
-// WriteTo writes it as one JSON document.
-func (d Dump) WriteTo(w io.Writer) (int64, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetIndent("", "  ")
-	if err := e.Encode(d); err != nil {
-		return 0, err
+// Backup writes a copy of the file as it is at this moment, and is to be given
+// what takes it at once: allocations may wait for it.
+func (l *Ledger) Backup(w io.Writer) error {
+	wrote, err := l.file.Copy(w)
+	if wrote != nil {
+		return wrote
 	}
-	return b.WriteTo(w)
+	return l.o.explain(err)
 }
 
 // Export writes all that the ledger knows at this moment as one JSON document,
@@ -274,6 +282,22 @@ func (l *Ledger) Export(w io.Writer) error {
 		_, err = d.WriteTo(w)
 	}
 	return err
+}
+
+// allBlocks calls fn with what is known of the blocks of all pools, which are
+// UUIDs.
+func (t *tx) allBlocks(fn func(pool string, b record.Block)) error {
+	if t.bucket(bucketBlock) == nil {
+		return nil
+	}
+	return t.bucket(bucketBlock).ForEach(func(k, v []byte) error {
+		b, err := decodeBlock(k, v)
+		if err == nil {
+			id := k[:len(k)-len(addrKey(b.CIDR.Addr()))-1]
+			fn(string(bytes.TrimPrefix(id, []byte{1})), b) // see ipam.Pool.ID
+		}
+		return err
+	})
 }
 
 // Block is what the ledger has of a block of a cluster pool.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger/record"
 	"github.com/underlay-cni/underlay/ipam/ledger/spool"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
@@ -129,10 +130,19 @@ func (t *tx) after(d time.Duration) time.Time { return t.now.Add(d).Truncate(tim
 // from its attachment and rests like any other; one that rests, is
 // quarantined or reserved is free at once.
 func (l *Ledger) ReleaseAddress(a netip.Addr) (rec ipam.Record, err error) {
+	return l.Clear(a, "")
+}
+
+// Clear is ReleaseAddress for an address that is in a state, and an error for
+// any other; "" is any state.
+func (l *Ledger) Clear(a netip.Addr, state ipam.State) (rec ipam.Record, err error) {
 	a = plain(a)
 	err = l.update(func(t *tx) (err error) {
 		if rec, err = t.record(a); err != nil {
 			return err
+		}
+		if state != "" && rec.State != state {
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is not %s: it is %s", a, state, says(rec))}
 		}
 		var next ipam.Record
 		switch rec.State {
@@ -155,6 +165,55 @@ func (l *Ledger) ReleaseAddress(a netip.Addr) (rec ipam.Record, err error) {
 		return t.setRecord(rec, next)
 	})
 	return rec, err
+}
+
+// says what a record says of an address, for people.
+func says(r ipam.Record) string {
+	switch {
+	case r.State == "":
+		return "free"
+	case r.State == ipam.Held:
+		return fmt.Sprintf("held by %s", r.Attachment)
+	case r.Reason != "":
+		return fmt.Sprintf("%s: %s", r.State, r.Reason)
+	}
+	return string(r.State)
+}
+
+// Reserve keeps an address of a pool, which is given by its name, out of use
+// until Clear, and returns its record. One that is held is not taken from its
+// holder; what rests there or is quarantined is not kept any longer.
+func (l *Ledger) Reserve(pool string, a netip.Addr, reason string) (rec ipam.Record, err error) {
+	a = plain(a)
+	if err := l.Refused(); err != nil {
+		return rec, err
+	}
+	if err := checkNames([2]string{"reason", reason}); err != nil {
+		return rec, err
+	}
+	err = l.update(func(t *tx) error {
+		if t.short != nil {
+			return t.short
+		}
+		p, from, err := t.poolOf(pool, a)
+		if err != nil {
+			return err
+		}
+		old, err := t.record(a)
+		if err != nil {
+			return err
+		}
+		if old.State == ipam.Held {
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is %s", a, says(old))}
+		}
+		rec = ipam.Record{Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: netip.PrefixFrom(a, from.Subnet.Bits()),
+			Gateway: from.Gateway, State: ipam.Reserved, BootID: t.boot, Since: t.now, Reason: reason}
+		return t.setRecord(old, rec)
+	})
+	if err != nil {
+		return ipam.Record{}, err
+	}
+	return rec, nil
 }
 
 // Missed tells the ledger that nothing is left of these attachments. The
