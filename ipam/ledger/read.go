@@ -178,10 +178,12 @@ func (l *Ledger) Counts(p ipam.Pool) (out []ipam.Counts, err error) {
 	return out, err
 }
 
-// Info is what there is to know of a ledger as a whole, and Dump all of it.
+// Info is what there is to know of a ledger as a whole, Dump all of it, and Found
+// what Rebuild and Import make records of.
 type (
-	Info = export.Info
-	Dump = export.Dump
+	Info  = export.Info
+	Dump  = export.Dump
+	Found = export.Found
 )
 
 // Info reads all records.

@@ -216,6 +216,28 @@ func (l *Ledger) Reserve(pool string, a netip.Addr, reason string) (rec ipam.Rec
 	return rec, nil
 }
 
+// absent refuses what is in the ledger already.
+func (t *tx) absent(f Found) error {
+	if _, known, err := t.attachment(f.Attachment); err != nil {
+		return err
+	} else if known {
+		return &ipam.FieldError{Place: "attachment", Msg: fmt.Sprintf("%s is in the ledger already", f.Attachment)}
+	}
+	for _, a := range f.Addresses {
+		if !a.Prefix.IsValid() {
+			return &ipam.FieldError{Place: "address", Msg: "is required"}
+		}
+		rec, err := t.record(plain(a.Prefix.Addr()))
+		if err != nil {
+			return err
+		}
+		if rec.State != "" && !rec.Over(t.now) {
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is not free: it is %s", a.Prefix.Addr(), says(rec))}
+		}
+	}
+	return nil
+}
+
 // Missed tells the ledger that nothing is left of these attachments. The
 // first time, that is only noted; those of which it was said before, at least
 // minAge ago, are released and returned.

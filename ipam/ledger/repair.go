@@ -252,22 +252,6 @@ func Compact(ctx context.Context, o Options) (saved int64, err error) {
 	return saved, o.explain(err)
 }
 
-// Found is an attachment that was found alive on this node.
-type Found struct {
-	// Attachment, or the zero value for addresses of which it is not known
-	// who uses them; they become reserved, for Reason.
-	Attachment ipam.Attachment
-	Reason     string
-	Runtime    string
-	Netns      ipam.Netns
-	MAC        string
-	Uses       ipam.Uses
-	// Pool that the addresses are from.
-	Pool string
-	// Addresses with prefix length and gateway, in the order of range sets.
-	Addresses []ipam.Address
-}
-
 // Rebuild makes a new ledger of what was found alive, whatever state the old
 // one is in; that one stays beside it as ledger.db.<time>.bad. It waits for
 // the lock until ctx ends.
@@ -320,18 +304,47 @@ func (t *tx) fill(found []Found, old remains) error {
 	users := map[netip.Addr][]string{}
 	for _, f := range found {
 		for _, a := range f.Addresses {
-			users[plain(a.Prefix.Addr())] = append(users[plain(a.Prefix.Addr())], f.user())
+			users[plain(a.Prefix.Addr())] = append(users[plain(a.Prefix.Addr())], user(f))
 		}
 	}
 	for _, f := range found {
-		if err := t.fillOne(f, users, old.held); err != nil {
+		unclear := func(a netip.Addr) string {
+			if f.Attachment != (ipam.Attachment{}) && len(users[a]) == 1 {
+				return ""
+			}
+			return "found in use by " + strings.Join(users[a], " and ")
+		}
+		if err := t.fillOne(f, unclear, old.held); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (f *Found) user() string {
+// Import takes in what another address manager gave out, all of it or nothing:
+// what is found here already stands in its way.
+func (l *Ledger) Import(found []Found) error {
+	if err := l.Refused(); err != nil {
+		return err
+	}
+	return l.update(func(t *tx) error {
+		if t.short != nil {
+			return t.short
+		}
+		for _, f := range found {
+			if err := t.absent(f); err != nil {
+				return err
+			}
+			reserve := func(netip.Addr) string { return f.Reason }
+			if err := t.fillOne(f, reserve, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func user(f Found) string {
 	switch {
 	case f.Attachment != (ipam.Attachment{}):
 		return f.Attachment.String()
@@ -341,7 +354,9 @@ func (f *Found) user() string {
 	return "an unknown container"
 }
 
-func (t *tx) fillOne(f Found, users map[netip.Addr][]string, before map[netip.Addr]ipam.Record) error {
+// fillOne writes what was found. unclear says why an address becomes reserved, if
+// it does; before is what was known of those held.
+func (t *tx) fillOne(f Found, unclear func(netip.Addr) string, before map[netip.Addr]ipam.Record) error {
 	known := f.Attachment != (ipam.Attachment{})
 	if known {
 		if err := checkAttachment(f.Attachment); err != nil {
@@ -354,10 +369,9 @@ func (t *tx) fillOne(f Found, users map[netip.Addr][]string, before map[netip.Ad
 		addr := plain(a.Prefix.Addr())
 		rec := ipam.Record{Version: record.Version, Pool: f.Pool, Address: netip.PrefixFrom(addr, a.Prefix.Bits()),
 			Gateway: a.Gateway, State: ipam.Held, Attachment: f.Attachment, Runtime: f.Runtime, Netns: f.Netns,
-			BootID: t.boot, MAC: f.MAC, Since: t.now}
-		if !known || len(users[addr]) > 1 {
-			rec.State, rec.Reason = ipam.Reserved, fmt.Sprintf("found in use by %s", strings.Join(users[addr], " and "))
-			rec.Attachment = ipam.Attachment{}
+			BootID: t.boot, MAC: f.MAC, Owner: f.Owner, Since: t.now}
+		if why := unclear(addr); why != "" || !known {
+			rec.State, rec.Reason, rec.Attachment, rec.Owner = ipam.Reserved, why, ipam.Attachment{}, ""
 		} else {
 			att.Addresses = append(att.Addresses, addr)
 			if was := before[addr]; was.Attachment == f.Attachment {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -173,3 +174,45 @@ func TestBackup(t *testing.T) {
 type failing struct{}
 
 func (failing) Write([]byte) (int, error) { return 0, os.ErrClosed }
+
+func TestImport(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	l := open(t, testOptions(t, c))
+	p := pool("lan", set(t, "10.0.0.0/24"))
+	add(t, l, request(p, "here"))
+	del(t, l, "here")
+	c.add(time.Minute) // 10.0.0.2 rests no more, and has a record yet
+	add(t, l, request(p, "b"))
+	two := found("two", "10.0.0.2/24", "10.0.0.9/24")
+	two[0].Owner = "ns/two"
+	gone := []Found{{Pool: "lan", Reason: "imported from a test", Addresses: found("", "10.0.0.10/24")[0].Addresses}}
+	for name, bad := range map[string][]Found{
+		"held":        append(found("x", "10.0.0.20/24"), found("y", "10.0.0.3/24")...),
+		"known":       append(found("x", "10.0.0.20/24"), found("b", "10.0.0.21/24")...),
+		"twice":       append(found("x", "10.0.0.20/24"), found("y", "10.0.0.20/24")...),
+		"no address":  {{Attachment: att("x"), Addresses: []ipam.Address{{}}}},
+		"no ID":       found("", "10.0.0.20/24")[:1],
+		"same holder": append(found("x", "10.0.0.20/24"), found("x", "10.0.0.21/24")...),
+	} {
+		var field *ipam.FieldError
+		if err := l.Import(append(slices.Clone(two), bad...)); !errors.As(err, &field) {
+			t.Errorf("%s: %v", name, err)
+		}
+		wantStates(t, l, "10.0.0.3 held b")
+	}
+	must(t, l.Import(append(two, gone...)))
+	wantStates(t, l, "10.0.0.2 held two", "10.0.0.3 held b", "10.0.0.9 held two", "10.0.0.10 reserved ")
+	rec, _, err := l.Record(netip.MustParseAddr("10.0.0.9"))
+	if err != nil || rec.Owner != "ns/two" {
+		t.Errorf("%+v, %v", rec, err)
+	}
+	if rec, _, err = l.Record(netip.MustParseAddr("10.0.0.10")); err != nil || rec.Reason != "imported from a test" {
+		t.Errorf("%+v, %v", rec, err)
+	}
+	// They are as if they had always been here.
+	if got := del(t, l, "two"); len(got.Records) != 2 {
+		t.Errorf("released %+v", got)
+	}
+	wantHistory(t, l, "10.0.0.9", "two 60-60")
+}

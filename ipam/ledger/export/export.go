@@ -1,5 +1,6 @@
 // Package export is what a ledger says of itself to people and programs: the
-// document of `underlayctl ledger export`.
+// document of `underlayctl ledger export`; and what is found of it elsewhere, for
+// one that is made anew or that takes over from others.
 package export
 
 import (
@@ -92,4 +93,21 @@ func (d Dump) WriteTo(w io.Writer) (int64, error) {
 		return 0, err
 	}
 	return b.WriteTo(w)
+}
+
+// Found is an attachment that was found alive on this node.
+type Found struct {
+	// Attachment, or the zero value for addresses of which it is not known
+	// who uses them; they become reserved, for Reason.
+	Attachment ipam.Attachment `json:"attachment,omitzero"`
+	Reason     string          `json:"reason,omitempty"`
+	Runtime    string          `json:"runtime,omitempty"`
+	Netns      ipam.Netns      `json:"netns,omitzero"`
+	MAC        string          `json:"mac,omitempty"`
+	Owner      string          `json:"owner,omitempty"`
+	Uses       ipam.Uses       `json:"uses,omitzero"`
+	// Pool that the addresses are from.
+	Pool string `json:"pool"`
+	// Addresses with prefix length and gateway, in the order of range sets.
+	Addresses []ipam.Address `json:"addresses"`
 }
