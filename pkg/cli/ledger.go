@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,7 +17,7 @@ import (
 )
 
 func (a *app) ledger() *cobra.Command {
-	return term.Noun("ledger", "The file that knows who holds what", a.ledgerCheck(), a.ledgerExport(), a.ledgerRebuild())
+	return term.Noun("ledger", "The file that knows who holds what", a.ledgerCheck(), a.ledgerExport(), a.ledgerBackup(), a.ledgerRebuild())
 }
 
 // checkView is what there is to say of a ledger.
@@ -141,7 +142,46 @@ func (a *app) ledgerExport() *cobra.Command {
 	return c
 }
 
-// writeFile puts the file there whole or not at all.
+func (a *app) ledgerBackup() *cobra.Command {
+	return &cobra.Command{
+		Use:   "backup FILE|-",
+		Short: "Copy the ledger while it is in use",
+		Long: `Copy the file of the ledger as it is at one moment, while plugins and the agent go
+on. The copy is a ledger itself: --data-dir of a folder where it is called
+ledger.db shows what is in it.
+
+It is no way back while containers run: they may have come and gone since, so a
+copy that is put in the ledger's place gives out no addresses until the next
+reboot, and underlayctl ledger rebuild makes a new one from the live containers.
+Before the first container of a boot it is taken as it is.`,
+		Example: "  underlayctl ledger backup /var/backups/ledger.db",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			write := func(w io.Writer) error {
+				return a.view(cmd.Context(), func(l book.Book) error { return l.Backup(w) })
+			}
+			if args[0] != "-" {
+				return writeFile(args[0], write)
+			}
+			// Whoever reads stdout slowly must not keep others from the ledger.
+			f, err := os.CreateTemp("", "underlayctl-backup-*")
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			if err := errors.Join(os.Remove(f.Name()), write(f)); err != nil {
+				return err
+			}
+			if _, err := f.Seek(0, io.SeekStart); err != nil {
+				return err
+			}
+			_, err = io.Copy(cmd.OutOrStdout(), f)
+			return err
+		},
+	}
+}
+
+// writeFile puts the file there whole or not at all, for root to read.
 func writeFile(path string, write func(io.Writer) error) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
 	if err != nil {
@@ -156,8 +196,15 @@ func writeFile(path string, write func(io.Writer) error) (err error) {
 		_ = f.Close()
 		return err
 	}
-	if err := f.Close(); err != nil {
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
