@@ -142,3 +142,29 @@ type AttachmentRecord struct {
 	// MissedAt is when the namespace was first seen to be gone.
 	MissedAt time.Time `json:"missedAt,omitzero"`
 }
+
+// Hold is a time for which an attachment held an address.
+type Hold struct {
+	Address    netip.Addr `json:"address"`
+	Attachment Attachment `json:"attachment"`
+	// Netns is the path of the namespace.
+	Netns string `json:"netns,omitempty"`
+	MAC   string `json:"mac,omitempty"`
+	Owner string `json:"owner,omitempty"`
+	// BootID of the kernel the namespace lived in.
+	BootID string    `json:"bootID,omitempty"`
+	Since  time.Time `json:"since"`
+	// Until is when it ended; zero while it lasts.
+	Until time.Time `json:"until,omitzero"`
+}
+
+// Hold is what the record of a held address says of its holder, until a time.
+func (r Record) Hold(until time.Time) Hold {
+	return Hold{Address: r.Address.Addr(), Attachment: r.Attachment, Netns: r.Netns.Path, MAC: r.MAC, Owner: r.Owner,
+		BootID: r.BootID, Since: r.Since, Until: until}
+}
+
+// At reports whether the address was held at a time.
+func (h Hold) At(t time.Time) bool {
+	return !t.Before(h.Since) && (h.Until.IsZero() || t.Before(h.Until))
+}

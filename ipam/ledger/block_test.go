@@ -14,6 +14,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger/mark"
 )
 
 // asSchema1 makes a ledger what an older version would have left. One that has
@@ -24,7 +25,12 @@ func asSchema1(l *Ledger) error {
 			return false, nil
 		}
 		old := binary.BigEndian.AppendUint32(nil, 1)
-		return true, errors.Join(b.DeleteBucket(bucketBlock), b.DeleteBucket(bucketFree), b.Bucket(bucketMeta).Put(keySchema, old))
+		for _, name := range since2 {
+			if err := b.DeleteBucket(name); err != nil {
+				return false, err
+			}
+		}
+		return true, b.Bucket(bucketMeta).Put(keySchema, old)
 	})
 }
 
@@ -260,7 +266,7 @@ func TestConfirm(t *testing.T) {
 		t.Errorf("past %+v, %v", p, err)
 	}
 	// A process that died in between has left the former ID in the mark.
-	must(t, os.WriteFile(o.markPath(), []byte(mark{boot: o.BootID, id: string(before), seq: sequence(t, l)}.String()), 0o600))
+	must(t, os.WriteFile(o.markPath(), []byte(mark.Mark{Boot: o.BootID, ID: string(before), Seq: sequence(t, l)}.String()), 0o600))
 	shut(t, l)
 	l = open(t, o)
 	must(t, l.Refused())

@@ -4,10 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 
 	"go.etcd.io/bbolt"
@@ -15,6 +14,8 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/ipam/ledger/mark"
+	"github.com/underlay-cni/underlay/ipam/ledger/record"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
@@ -192,78 +193,21 @@ func (l *Ledger) writeMark(broken bool) error {
 	if l.mark == nil {
 		return nil
 	}
-	return mark{boot: l.o.BootID, id: l.id, seq: l.seq, broken: broken}.writeTo(l.mark)
-}
-
-// mark is the content of ledger.seq: what the last acknowledged transaction
-// of a boot was, and in which ledger. A ledger that knows less than its mark
-// has been lost, replaced or restored behind the back of the containers that
-// still use its addresses.
-//
-// It lies on a file system that a reboot empties, is written in place and is
-// not synced: it has to survive the death of processes, not of the kernel.
-type mark struct {
-	boot, id string
-	seq      uint64
-	// broken says that a commit broke, so that processes that come later do
-	// not build on what may not be on the disk.
-	broken bool
-}
-
-// String is one line of fixed length, for the UUIDs that boot and id are.
-func (m mark) String() string {
-	state := "ok"
-	if m.broken {
-		state = "broken"
-	}
-	return fmt.Sprintf("%-36s %-36s %020d %-6s\n", m.boot, m.id, m.seq, state)
-}
-
-// openMark opens the file for writeTo.
-func openMark(path string) (*os.File, error) {
-	// What the folder holds beside it has modes of its own.
-	if err := boltfile.MakeDir(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-}
-
-func (m mark) writeTo(f *os.File) error {
-	_, err := f.WriteAt([]byte(m.String()), 0)
-	return err
-}
-
-// readMark reads the mark at path. The zero mark, which is of no boot, stands
-// for a missing one, and for one that a power cut left half written.
-func readMark(path string) (mark, error) {
-	b, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return mark{}, err
-	}
-	line, _, _ := strings.Cut(string(b), "\n")
-	fields := strings.Fields(line)
-	if len(fields) != 4 {
-		return mark{}, nil
-	}
-	seq, err := strconv.ParseUint(fields[2], 10, 64)
-	if err != nil {
-		return mark{}, nil
-	}
-	return mark{boot: fields[0], id: fields[1], seq: seq, broken: fields[3] == "broken"}, nil
+	return mark.Mark{Boot: l.o.BootID, ID: l.id, Seq: l.seq, Broken: broken}.WriteTo(l.mark)
 }
 
 // judge says why a ledger with this id and sequence must not give out
-// addresses, if the mark is of this boot. A process that died in Renew has left
+// addresses, if its mark is of this boot. A process that died in Renew has left
 // the former id in it.
-func (m mark) judge(boot, id, former string, seq uint64) error {
+func judge(m mark.Mark, boot, id, former string, seq uint64) error {
 	switch {
-	case m.boot != boot:
+	case m.Boot != boot:
 		return nil
-	case m.id != id && m.id != former:
-		return fmt.Errorf("%w: its ID is %s, and %s was used since this boot", ErrLost, id, m.id)
-	case seq < m.seq:
-		return fmt.Errorf("%w: it ends at transaction %d, and %d was acknowledged since this boot", ErrLost, seq, m.seq)
-	case m.broken:
+	case m.ID != id && m.ID != former:
+		return fmt.Errorf("%w: its ID is %s, and %s was used since this boot", ErrLost, id, m.ID)
+	case seq < m.Seq:
+		return fmt.Errorf("%w: it ends at transaction %d, and %d was acknowledged since this boot", ErrLost, seq, m.Seq)
+	case m.Broken:
 		return errBroken
 	}
 	return nil
@@ -316,6 +260,74 @@ func (l *Ledger) confirmation() (line string, err error) {
 		return nil
 	})
 	return line, err
+}
+
+// Past returns what the ledger remembers of the registry.
+func (l *Ledger) Past() (p lease.Past, err error) {
+	err = l.view(func(t *tx) (err error) {
+		if v := t.get(bucketMeta, keyPast); v != nil {
+			if p, err = record.DecodePast(v); err != nil {
+				err = fmt.Errorf("%w: what it remembers of the registry: %w", ErrCorrupt, err)
+			}
+		}
+		return err
+	})
+	return p, err
+}
+
+// Remember replaces what Past returns.
+func (l *Ledger) Remember(p lease.Past) error {
+	return l.update(func(t *tx) error {
+		v := record.EncodePast(p)
+		if bytes.Equal(v, t.get(bucketMeta, keyPast)) {
+			return nil
+		}
+		return t.put(bucketMeta, keyPast, v)
+	})
+}
+
+// Renew gives the ledger of a node that was removed a new ID, and so makes it
+// another node: of what it leased nothing is left. What containers hold stays
+// theirs until they are gone, and is nobody's to give out then.
+func (l *Ledger) Renew() (lease.Node, error) {
+	id := newID()
+	err := l.update(func(t *tx) error {
+		if t.bucket(bucketBlock) == nil {
+			return errOldSchema
+		}
+		var gone [][]byte
+		err := t.bucket(bucketBlock).ForEach(func(k, _ []byte) error {
+			gone = append(gone, bytes.Clone(k))
+			return nil
+		})
+		for _, k := range gone {
+			if err == nil {
+				err = t.loseBlock(k)
+			}
+		}
+		return errors.Join(err, t.put(bucketMeta, keyFormer, t.get(bucketMeta, keyID)), t.put(bucketMeta, keyID, []byte(id)))
+	})
+	if err != nil {
+		return "", err
+	}
+	fault.Point("ledger.renew.kept")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.id = id
+	return lease.Node(id), l.o.explain(l.writeMark(false))
+}
+
+// loseBlock forgets a block, and all of its addresses that nobody holds.
+func (t *tx) loseBlock(key []byte) error {
+	b, err := decodeBlock(key, t.get(bucketBlock, key))
+	if err != nil {
+		return err
+	}
+	pool := string(key[:len(key)-len(addrKey(b.CIDR.Addr()))-1])
+	if err := t.keepBook(pool, b, lease.Book{CIDR: b.CIDR, Rev: b.Rev}, func(netip.Addr) bool { return false }); err != nil {
+		return err
+	}
+	return t.del(bucketBlock, key)
 }
 
 // Node is the identity under which this node leases blocks: the ledger's ID.

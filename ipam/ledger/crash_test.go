@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	if !ok {
 		os.Exit(m.Run())
 	}
-	o := Options{DataDir: os.Getenv("LEDGER_DATA"), RunDir: os.Getenv("LEDGER_RUN"), BootID: "boot-1"}
+	o := Options{DataDir: os.Getenv("LEDGER_DATA"), RunDir: os.Getenv("LEDGER_RUN"), BootID: "boot-1", MachineID: "machine"}
 	if err := run(o); err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
@@ -338,6 +338,7 @@ func (b books) read(t *testing.T, out []byte) (acknowledged int) {
 				t.Errorf("%s held %s, and was given %s", id, was, addr)
 			}
 			b[id] = "held " + addr
+			b["had "+id+" "+addr] = "held"
 			acknowledged++
 		case "gone":
 			b[id] = "gone"
@@ -363,6 +364,10 @@ func (b books) audit(t *testing.T, l *Ledger) {
 			if m := book.Marks[netip.MustParseAddr(a)]; err != nil || m.Status != lease.Giving || m.To.Node != "other" {
 				t.Errorf("%s was to be given away, and is %+v, %v", a, m, err)
 			}
+			continue
+		}
+		if had, ok := strings.CutPrefix(id, "had "); ok {
+			remembered(t, l, had)
 			continue
 		}
 		rec, _, found, err := l.Attachment(att(id))

@@ -85,6 +85,7 @@ func FuzzOpen(f *testing.F) {
 		}
 		p := pool("lan", set(t, "10.0.0.0/24"))
 		_ = l.Records(func(ipam.Record) error { return nil })
+		_ = l.History(netip.MustParseAddr("10.0.0.2"), func(ipam.Hold) error { return nil })
 		_ = l.Attachments(func(ipam.AttachmentRecord) error { return nil })
 		_, _ = l.Pools()
 		_, _, _ = l.Users(ipam.Uses{Parent: "eth1", VLAN: 5}, 0)

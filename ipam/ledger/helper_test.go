@@ -195,3 +195,18 @@ func write(t testing.TB, path string, b []byte) {
 		t.Fatal(err)
 	}
 }
+
+// remembered sees that whoever was acknowledged to hold an address is found
+// among those who had it.
+func remembered(t *testing.T, l *Ledger, had string) {
+	t.Helper()
+	id, addr, _ := strings.Cut(had, " ")
+	found := false
+	err := l.History(netip.MustParseAddr(addr), func(h ipam.Hold) error {
+		found = found || h.Attachment == att(id)
+		return nil
+	})
+	if err != nil || !found {
+		t.Errorf("%s held %s, and is not remembered, %v", id, addr, err)
+	}
+}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger/history"
 	"github.com/underlay-cni/underlay/ipam/ledger/run"
 )
 
@@ -38,6 +40,20 @@ func (b runBucket) Get(key []byte) []byte         { return b.get(b.name, key) }
 func (b runBucket) Put(key, value []byte) error   { return b.put(b.name, key, value) }
 func (b runBucket) Delete(key []byte) error       { return b.del(b.name, key) }
 
+// history is the log of bucketHistory, which there has to be.
+func (t *tx) history() history.Log { return history.Log{Bucket: logBucket{t.runBucket(bucketHistory)}} }
+
+// logBucket is a bucket that grows at its end: pages that are left behind there
+// are full.
+type logBucket struct{ runBucket }
+
+func (b logBucket) Last() (k, v []byte) { return b.bucket(b.name).Cursor().Last() }
+
+func (b logBucket) Put(key, value []byte) error {
+	b.bucket(b.name).FillPercent = 0.95
+	return b.runBucket.Put(key, value)
+}
+
 // taken returns the last address of the run of addresses with a record that a
 // lies in, if any.
 func (t *tx) taken(a netip.Addr) (last netip.Addr, yes bool, err error) {
@@ -48,10 +64,10 @@ func (t *tx) taken(a netip.Addr) (last netip.Addr, yes bool, err error) {
 func (t *tx) take(a netip.Addr) error   { return corrupt(t.takenRuns().Add(a)) }
 func (t *tx) loosen(a netip.Addr) error { return corrupt(t.takenRuns().Remove(a)) }
 
-// corrupt says of an index that does not fit what is done to it that the ledger
-// is damaged.
+// corrupt says of an index that does not fit what is done to it, and of a
+// history that is none, that the ledger is damaged.
 func corrupt(err error) error {
-	if errors.Is(err, run.ErrBroken) {
+	if errors.Is(err, run.ErrBroken) || errors.Is(err, history.ErrBroken) {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return err
@@ -298,4 +314,72 @@ func (t *tx) company(req ipam.AllocateRequest) (peers, rivals []ipam.AttachmentR
 		k, _ = c.Next()
 	}
 	return peers, rivals, nil
+}
+
+// Spare is an address of a cluster pool that is the node's and not in use.
+type Spare struct {
+	Address netip.Addr
+	// Owner is the sticky key that it rests for, "" if it does not or that is
+	// over. Then it may go to nobody else if it is Strict.
+	Owner  string
+	Strict bool
+	// Since and Until are of its rest.
+	Since, Until time.Time
+}
+
+// Spares lists up to n addresses of a pool in the order in which they are to be
+// given to other nodes: those that do not rest, then those whose rest ends
+// first. pool is a UUID.
+func (l *Ledger) Spares(pool string, n int) (out []Spare, err error) {
+	id := ipam.Pool{UUID: pool}.ID()
+	err = l.view(func(t *tx) error {
+		p, _, err := t.pool(id)
+		if err != nil || t.bucket(bucketFree) == nil {
+			return err
+		}
+		for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			if err := t.freeFrom(p, a, func(a netip.Addr) bool {
+				out = append(out, Spare{Address: a})
+				return len(out) < n
+			}); err != nil {
+				return err
+			}
+		}
+		var inner error
+		err = t.resting(func(r resting) bool {
+			var rec ipam.Record
+			if rec, inner = t.record(r.addr); inner == nil && rec.PoolID() == id && t.status(rec) == lease.Free && len(out) < n {
+				s := Spare{Address: r.addr, Since: rec.Since, Until: rec.Until}
+				if !rec.Over(t.now) && p.Sticky != ipam.NotSticky {
+					s.Owner, s.Strict = rec.Owner, rec.Strict
+				}
+				out = append(out, s)
+			}
+			return inner == nil && len(out) < n
+		})
+		return errors.Join(err, inner)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// freeFrom calls fn with the addresses from a on, of its family, that a cluster
+// pool gives out and that nobody uses, until it returns false.
+func (t *tx) freeFrom(p ipam.Pool, a netip.Addr, fn func(netip.Addr) bool) error {
+	for a.IsValid() {
+		r, ok, err := t.freeRuns(p.ID()).From(a)
+		if err != nil || !ok {
+			return corrupt(err)
+		}
+		if a.Less(r.First) {
+			a = r.First
+		}
+		if _, usable := p.Find(a); usable && !fn(a) {
+			return nil
+		}
+		a = a.Next()
+	}
+	return nil
 }

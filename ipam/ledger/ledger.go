@@ -36,6 +36,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/ipam/ledger/mark"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
@@ -162,7 +163,7 @@ func (l *Ledger) open(ctx context.Context) error {
 	if err := l.acquire(ctx); err != nil {
 		return err
 	}
-	last, err := readMark(l.o.markPath())
+	last, err := mark.Read(l.o.markPath())
 	if err != nil {
 		return err
 	}
@@ -171,7 +172,7 @@ func (l *Ledger) open(ctx context.Context) error {
 		return err
 	}
 	if l.Refused() == nil {
-		l.refuse(last.judge(l.o.BootID, l.id, former, l.seq))
+		l.refuse(judge(last, l.o.BootID, l.id, former, l.seq))
 	}
 	if l.Refused() == nil && !l.o.ReadOnly {
 		l.refuse(l.settle(last))
@@ -195,15 +196,15 @@ func (l *Ledger) acquire(ctx context.Context) (err error) {
 
 // openFile opens ledger.db, or makes it unless the mark knows of one. former is
 // the ID that it had before Renew.
-func (l *Ledger) openFile(last mark) (former string, err error) {
-	path, seen := l.o.dbPath(), last.boot == l.o.BootID
+func (l *Ledger) openFile(last mark.Mark) (former string, err error) {
+	path, seen := l.o.dbPath(), last.Boot == l.o.BootID
 	// Once a boot every page is looked at. Later it is known that the file is
 	// as a process of this boot has left it.
 	l.file, err = boltfile.Open(path, l.o.ReadOnly, !seen)
 	switch {
 	case !errors.Is(err, os.ErrNotExist):
 	case seen:
-		err = fmt.Errorf("%w: it is missing, and %s was used since this boot", ErrLost, last.id)
+		err = fmt.Errorf("%w: it is missing, and %s was used since this boot", ErrLost, last.ID)
 	case !l.o.ReadOnly:
 		err = boltfile.Create(path, "", func(b *bbolt.Tx) error { return l.o.layOut(b, newID()) })
 		if err == nil {
@@ -227,16 +228,19 @@ func (l *Ledger) openFile(last mark) (former string, err error) {
 // after a copy of the file for the way back. Where there is no room for that the
 // ledger stays as it is, and releases go on.
 func (l *Ledger) migrate() error {
-	old := schema
+	old, whole := schema, false
 	err := l.view(func(t *tx) (err error) {
 		old, err = t.schema()
+		whole = t.bucket(bucketHistory) != nil
 		return err
 	})
-	if err != nil || old == schema {
+	if err != nil || old == schema && whole {
 		return err
 	}
-	if err := l.file.CopyTo(fmt.Sprintf("%s.schema%d", l.o.dbPath(), old)); err != nil {
-		return fmt.Errorf("copy it before its schema changes: %w", err)
+	if old != schema {
+		if err := l.file.CopyTo(fmt.Sprintf("%s.schema%d", l.o.dbPath(), old)); err != nil {
+			return fmt.Errorf("copy it before its schema changes: %w", err)
+		}
 	}
 	fault.Point("ledger.migrate.copied")
 	err = l.file.Update(func(b *bbolt.Tx) (bool, error) {
@@ -253,14 +257,14 @@ func (l *Ledger) migrate() error {
 
 // settle brings a ledger up to date: mark, spool, reboot. What it returns is
 // why no address may be given out.
-func (l *Ledger) settle(last mark) (err error) {
+func (l *Ledger) settle(last mark.Mark) (err error) {
 	if err := l.migrate(); err != nil {
 		return err
 	}
-	if l.mark, err = openMark(l.o.markPath()); err != nil {
+	if l.mark, err = mark.Open(l.o.markPath()); err != nil {
 		return err
 	}
-	if last.boot != l.o.BootID {
+	if last.Boot != l.o.BootID {
 		if err := l.writeMark(false); err != nil {
 			return err
 		}

@@ -25,6 +25,7 @@ type model struct {
 	recs  map[netip.Addr]ipam.Record
 	atts  map[ipam.Attachment]ipam.AttachmentRecord
 	pools map[string]ipam.Pool
+	past  []ipam.Hold
 	// mine has the addresses of the cluster pool that may be given out.
 	mine map[netip.Addr]bool
 	// giving are those on their way out.
@@ -40,7 +41,7 @@ func (m *model) here(uuid string, a netip.Addr) bool { return uuid == "" || m.mi
 func (m *model) clone() *model {
 	c := *m
 	c.recs, c.atts, c.pools, c.mine = maps.Clone(m.recs), maps.Clone(m.atts), maps.Clone(m.pools), maps.Clone(m.mine)
-	c.giving, c.registry = maps.Clone(m.giving), maps.Clone(m.registry)
+	c.giving, c.registry, c.past = maps.Clone(m.giving), maps.Clone(m.registry), slices.Clone(m.past)
 	return &c
 }
 
@@ -48,6 +49,9 @@ func (m *model) release(att ipam.AttachmentRecord, req ipam.ReleaseRequest) {
 	for _, a := range att.Addresses {
 		r := m.recs[a]
 		p := m.pools[r.PoolID()]
+		if !req.Undo {
+			m.past = append(m.past, r.Hold(m.now))
+		}
 		r.Since, r.MissedAt = m.now, time.Time{}
 		sticky := p.Sticky != "" && r.Owner != ""
 		c := slices.IndexFunc(req.Conflict, func(c ipam.Conflict) bool { return c.Address == a })
@@ -172,6 +176,11 @@ func (m *model) given(req ipam.AllocateRequest, out ipam.Allocation, known bool)
 	if old := m.atts[req.Attachment]; same && old.Uses == req.Uses && old.MissedAt.IsZero() && old.Netns == req.Netns {
 		return
 	}
+	for _, a := range att.Addresses {
+		if old := m.recs[a]; old.State == ipam.Held && !old.Since.Equal(m.now) {
+			m.past = append(m.past, old.Hold(m.now))
+		}
+	}
 	maps.Copy(m.recs, recs)
 	if len(att.Addresses) > 0 || att.Uses.Any() {
 		m.atts[req.Attachment] = att
@@ -214,8 +223,29 @@ func (m *model) agree(l *Ledger) {
 		}
 	}
 	m.agreeBlocks(l)
+	m.agreeHistory(l)
 	if findings, err := l.Check(); err != nil || len(findings) > 0 {
 		m.t.Fatalf("check: %q, %v", findings, err)
+	}
+}
+
+func (m *model) agreeHistory(l *Ledger) {
+	want, got := map[netip.Addr][]ipam.Hold{}, map[netip.Addr][]ipam.Hold{}
+	for _, h := range m.past {
+		want[h.Address] = append(want[h.Address], h)
+	}
+	for a, r := range m.recs {
+		if r.State == ipam.Held {
+			want[a] = append(want[a], r.Hold(time.Time{}))
+		}
+	}
+	for a := range want {
+		if err := l.History(a, func(h ipam.Hold) error { got[a] = append(got[a], h); return nil }); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		m.t.Fatalf("history (-model +ledger):\n%s", diff)
 	}
 }
 

@@ -2,14 +2,17 @@ package ledger
 
 import (
 	"bytes"
-	"encoding/json"
-	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"time"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/ipam/ledger/export"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
 )
 
@@ -62,6 +65,25 @@ func (t *tx) allRecords(fn func(ipam.Record) error) error {
 	return t.records(netip.IPv4Unspecified(), func(r ipam.Record) (bool, error) { return true, fn(r) })
 }
 
+// History calls fn with all that is known of who held an address, the first one
+// first: the holds that have ended, then the one that lasts. fn must not call
+// the ledger.
+func (l *Ledger) History(a netip.Addr, fn func(ipam.Hold) error) error {
+	a = plain(a)
+	return l.view(func(t *tx) error {
+		if t.bucket(bucketHistory) != nil {
+			if err := corrupt(t.history().Of(a, fn)); err != nil {
+				return err
+			}
+		}
+		rec, err := t.record(a)
+		if err != nil || rec.State != ipam.Held {
+			return err
+		}
+		return fn(rec.Hold(time.Time{}))
+	})
+}
+
 // Users returns the attachments that use the VLAN sub-interface of u, and
 // those that use the host-side sibling on its parent and VLAN: so many of each
 // at most, or all for 0.
@@ -105,6 +127,41 @@ func (t *tx) allPools() (pools []ipam.Pool, err error) {
 	return pools, err
 }
 
+// poolOf returns the pool of a name that the node gives an address out of.
+func (t *tx) poolOf(name string, a netip.Addr) (p ipam.Pool, from ipam.Range, err error) {
+	pools, err := t.allPools()
+	if err != nil {
+		return p, from, err
+	}
+	refusal := &ipam.FieldError{Place: "pool", Msg: fmt.Sprintf("this node knows no pool %q", name)}
+	for _, p := range pools {
+		if p.Name != name {
+			continue
+		}
+		from, usable := p.Find(a)
+		if !usable {
+			refusal = &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("pool %q does not give out %s", name, a)}
+			continue
+		}
+		here, err := t.mine(p, a)
+		if err != nil || here {
+			return p, from, err
+		}
+		b, leased, err := t.blockOf(p.ID(), a)
+		if err != nil {
+			return p, from, err
+		}
+		where := "this node has no lease of it"
+		if to, giving := b.Giving[a]; giving {
+			where = fmt.Sprintf("it is on its way to node %s", to.Node)
+		} else if leased {
+			where = fmt.Sprintf("of block %s another node has it", b.CIDR)
+		}
+		refusal = &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s of cluster pool %q is not this node's to reserve: %s", a, name, where)}
+	}
+	return p, from, refusal
+}
+
 // Counts counts the addresses of each range set of p. It reads all records
 // of its ranges.
 func (l *Ledger) Counts(p ipam.Pool) (out []ipam.Counts, err error) {
@@ -121,33 +178,13 @@ func (l *Ledger) Counts(p ipam.Pool) (out []ipam.Counts, err error) {
 	return out, err
 }
 
-// Info is what there is to know of a ledger as a whole.
-type Info struct {
-	Path string `json:"path"`
-	// ID is the UUID that was minted with the file.
-	ID string `json:"id"`
-	// Schema of the buckets and records.
-	Schema int `json:"schema"`
-	// Sequence counts the transactions that changed it.
-	Sequence uint64 `json:"sequence"`
-	// MachineID and BootID are of the machine that made it, and of the boot
-	// in which it was last open for writing.
-	MachineID string `json:"machineID,omitempty"`
-	BootID    string `json:"bootID"`
-	// Size of the file and FreeBytes inside of it, in bytes.
-	Size      int64 `json:"size"`
-	FreeBytes int64 `json:"freeBytes"`
-	// Refused says why no address is given out, if so.
-	Refused string `json:"refused,omitempty"`
-
-	Pools       int `json:"pools"`
-	Attachments int `json:"attachments"`
-	// Held to Reserved count addresses by state.
-	Held        int `json:"held"`
-	Cooling     int `json:"cooling"`
-	Quarantined int `json:"quarantined"`
-	Reserved    int `json:"reserved"`
-}
+// Info is what there is to know of a ledger as a whole, Dump all of it, and Found
+// what Rebuild and Import make records of.
+type (
+	Info  = export.Info
+	Dump  = export.Dump
+	Found = export.Found
+)
 
 // Info reads all records.
 func (l *Ledger) Info() (Info, error) {
@@ -178,6 +215,9 @@ func (t *tx) info(info *Info) (err error) {
 	info.BootID = string(t.get(bucketMeta, keyBoot))
 	info.Pools = t.bucket(bucketPool).Stats().KeyN
 	info.Attachments = t.bucket(bucketAttachment).Stats().KeyN
+	if t.bucket(bucketHistory) != nil {
+		info.History, _ = t.history().Count() // Check says what is wrong with it
+	}
 	return t.allRecords(func(r ipam.Record) error {
 		switch r.State {
 		case ipam.Held:
@@ -193,21 +233,9 @@ func (t *tx) info(info *Info) (err error) {
 	})
 }
 
-// Dump is all that a ledger knows, the document that Export writes.
-type Dump struct {
-	// Version of this shape; 1.
-	Version    int       `json:"version"`
-	ExportedAt time.Time `json:"exportedAt"`
-
-	Ledger      Info                    `json:"ledger"`
-	Pools       []ipam.Pool             `json:"pools"`
-	Attachments []ipam.AttachmentRecord `json:"attachments"`
-	Addresses   []ipam.Record           `json:"addresses"`
-}
-
 // Dump returns all that the ledger knows at this moment.
 func (l *Ledger) Dump() (Dump, error) {
-	d := Dump{Version: 1, Pools: []ipam.Pool{}, Attachments: []ipam.AttachmentRecord{}, Addresses: []ipam.Record{}}
+	d := Dump{Version: 1, Pools: []ipam.Pool{}, Attachments: []ipam.AttachmentRecord{}, Addresses: []ipam.Record{}, Blocks: []export.Block{}}
 	d.Ledger = l.fileInfo()
 	err := l.view(func(t *tx) error {
 		d.ExportedAt = t.now
@@ -219,6 +247,10 @@ func (l *Ledger) Dump() (Dump, error) {
 			return err
 		}
 		d.Pools = append(d.Pools, pools...)
+		err = t.allBlocks(func(pool string, b record.Block) { d.Blocks = append(d.Blocks, export.NewBlock(pool, b)) })
+		if err != nil {
+			return err
+		}
 		err = t.attachments(func(r ipam.AttachmentRecord) error {
 			d.Attachments = append(d.Attachments, r)
 			return nil
@@ -234,15 +266,14 @@ func (l *Ledger) Dump() (Dump, error) {
 	return d, err
 }
 
-// WriteTo writes it as one JSON document.
-func (d Dump) WriteTo(w io.Writer) (int64, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetIndent("", "  ")
-	if err := e.Encode(d); err != nil {
-		return 0, err
+// Backup writes a copy of the file as it is at this moment, and is to be given
+// what takes it at once: allocations may wait for it.
+func (l *Ledger) Backup(w io.Writer) error {
+	wrote, err := l.file.Copy(w)
+	if wrote != nil {
+		return wrote
 	}
-	return b.WriteTo(w)
+	return l.o.explain(err)
 }
 
 // Export writes all that the ledger knows at this moment as one JSON document,
@@ -253,6 +284,22 @@ func (l *Ledger) Export(w io.Writer) error {
 		_, err = d.WriteTo(w)
 	}
 	return err
+}
+
+// allBlocks calls fn with what is known of the blocks of all pools, which are
+// UUIDs.
+func (t *tx) allBlocks(fn func(pool string, b record.Block)) error {
+	if t.bucket(bucketBlock) == nil {
+		return nil
+	}
+	return t.bucket(bucketBlock).ForEach(func(k, v []byte) error {
+		b, err := decodeBlock(k, v)
+		if err == nil {
+			id := k[:len(k)-len(addrKey(b.CIDR.Addr()))-1]
+			fn(string(bytes.TrimPrefix(id, []byte{1})), b) // see ipam.Pool.ID
+		}
+		return err
+	})
 }
 
 // Block is what the ledger has of a block of a cluster pool.
@@ -296,70 +343,44 @@ func (l *Ledger) Book(pool string, cidr netip.Prefix) (b lease.Book, err error) 
 	return b, err
 }
 
-// Spare is an address of a cluster pool that is the node's and not in use.
-type Spare struct {
-	Address netip.Addr
-	// Owner is the sticky key that it rests for, "" if it does not or that is
-	// over. Then it may go to nobody else if it is Strict.
-	Owner  string
-	Strict bool
-	// Since and Until are of its rest.
-	Since, Until time.Time
+// remains is what could be read of a ledger that is made anew.
+type remains struct {
+	held map[netip.Addr]ipam.Record
+	// past has all holds; of those that lasted, until now.
+	past []ipam.Hold
 }
 
-// Spares lists up to n addresses of a pool in the order in which they are to be
-// given to other nodes: those that do not rest, then those whose rest ends
-// first. pool is a UUID.
-func (l *Ledger) Spares(pool string, n int) (out []Spare, err error) {
-	id := ipam.Pool{UUID: pool}.ID()
-	err = l.view(func(t *tx) error {
-		p, _, err := t.pool(id)
-		if err != nil || t.bucket(bucketFree) == nil {
+// salvage reads what a file that is to be replaced can tell, whatever state it
+// is in. The ledger of another machine says nothing about this one's containers.
+func (o *Options) salvage() remains {
+	r := remains{held: map[netip.Addr]ipam.Record{}}
+	file, err := boltfile.Open(o.dbPath(), true, true)
+	if err != nil {
+		return r
+	}
+	defer file.Close()
+	// After an error there is as much as was read before it.
+	_ = file.View(func(b *bbolt.Tx) error {
+		t := newTx(b, o)
+		if _, _, err := t.identity(); err != nil {
 			return err
 		}
-		for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-			if err := t.freeFrom(p, a, func(a netip.Addr) bool {
-				out = append(out, Spare{Address: a})
-				return len(out) < n
-			}); err != nil {
-				return err
+		if err := o.foreign(string(t.get(bucketMeta, keyMachine))); err != nil {
+			return err
+		}
+		if t.bucket(bucketHistory) != nil {
+			_ = t.history().Of(netip.Addr{}, func(h ipam.Hold) error {
+				r.past = append(r.past, h)
+				return nil
+			})
+		}
+		return t.allRecords(func(rec ipam.Record) error {
+			if rec.State == ipam.Held {
+				r.held[rec.Address.Addr()] = rec
+				r.past = append(r.past, rec.Hold(t.now))
 			}
-		}
-		var inner error
-		err = t.resting(func(r resting) bool {
-			var rec ipam.Record
-			if rec, inner = t.record(r.addr); inner == nil && rec.PoolID() == id && t.status(rec) == lease.Free && len(out) < n {
-				s := Spare{Address: r.addr, Since: rec.Since, Until: rec.Until}
-				if !rec.Over(t.now) && p.Sticky != ipam.NotSticky {
-					s.Owner, s.Strict = rec.Owner, rec.Strict
-				}
-				out = append(out, s)
-			}
-			return inner == nil && len(out) < n
-		})
-		return errors.Join(err, inner)
-	})
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-// freeFrom calls fn with the addresses from a on, of its family, that a cluster
-// pool gives out and that nobody uses, until it returns false.
-func (t *tx) freeFrom(p ipam.Pool, a netip.Addr, fn func(netip.Addr) bool) error {
-	for a.IsValid() {
-		r, ok, err := t.freeRuns(p.ID()).From(a)
-		if err != nil || !ok {
-			return corrupt(err)
-		}
-		if a.Less(r.First) {
-			a = r.First
-		}
-		if _, usable := p.Find(a); usable && !fn(a) {
 			return nil
-		}
-		a = a.Next()
-	}
-	return nil
+		})
+	})
+	return r
 }

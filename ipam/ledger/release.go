@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,7 +9,7 @@ import (
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
-	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger/record"
 	"github.com/underlay-cni/underlay/ipam/ledger/spool"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
@@ -66,6 +65,8 @@ func (t *tx) releaseKnown(req ipam.ReleaseRequest) (ipam.Released, error) {
 
 // release ends an attachment.
 func (t *tx) release(att ipam.AttachmentRecord, req ipam.ReleaseRequest) (out ipam.Released, err error) {
+	t.unused = req.Undo
+	defer func() { t.unused = false }()
 	for _, a := range att.Addresses {
 		rec, err := t.heldBy(att.Attachment, a)
 		if err != nil {
@@ -129,10 +130,19 @@ func (t *tx) after(d time.Duration) time.Time { return t.now.Add(d).Truncate(tim
 // from its attachment and rests like any other; one that rests, is
 // quarantined or reserved is free at once.
 func (l *Ledger) ReleaseAddress(a netip.Addr) (rec ipam.Record, err error) {
+	return l.Clear(a, "")
+}
+
+// Clear is ReleaseAddress for an address that is in a state, and an error for
+// any other; "" is any state.
+func (l *Ledger) Clear(a netip.Addr, state ipam.State) (rec ipam.Record, err error) {
 	a = plain(a)
 	err = l.update(func(t *tx) (err error) {
 		if rec, err = t.record(a); err != nil {
 			return err
+		}
+		if state != "" && rec.State != state {
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is not %s: it is %s", a, state, says(rec))}
 		}
 		var next ipam.Record
 		switch rec.State {
@@ -155,6 +165,77 @@ func (l *Ledger) ReleaseAddress(a netip.Addr) (rec ipam.Record, err error) {
 		return t.setRecord(rec, next)
 	})
 	return rec, err
+}
+
+// says what a record says of an address, for people.
+func says(r ipam.Record) string {
+	switch {
+	case r.State == "":
+		return "free"
+	case r.State == ipam.Held:
+		return fmt.Sprintf("held by %s", r.Attachment)
+	case r.Reason != "":
+		return fmt.Sprintf("%s: %s", r.State, r.Reason)
+	}
+	return string(r.State)
+}
+
+// Reserve keeps an address of a pool, which is given by its name, out of use
+// until Clear, and returns its record. One that is held is not taken from its
+// holder; what rests there or is quarantined is not kept any longer.
+func (l *Ledger) Reserve(pool string, a netip.Addr, reason string) (rec ipam.Record, err error) {
+	a = plain(a)
+	if err := l.Refused(); err != nil {
+		return rec, err
+	}
+	if err := checkNames([2]string{"reason", reason}); err != nil {
+		return rec, err
+	}
+	err = l.update(func(t *tx) error {
+		if t.short != nil {
+			return t.short
+		}
+		p, from, err := t.poolOf(pool, a)
+		if err != nil {
+			return err
+		}
+		old, err := t.record(a)
+		if err != nil {
+			return err
+		}
+		if old.State == ipam.Held {
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is %s", a, says(old))}
+		}
+		rec = ipam.Record{Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: netip.PrefixFrom(a, from.Subnet.Bits()),
+			Gateway: from.Gateway, State: ipam.Reserved, BootID: t.boot, Since: t.now, Reason: reason}
+		return t.setRecord(old, rec)
+	})
+	if err != nil {
+		return ipam.Record{}, err
+	}
+	return rec, nil
+}
+
+// absent refuses what is in the ledger already.
+func (t *tx) absent(f Found) error {
+	if _, known, err := t.attachment(f.Attachment); err != nil {
+		return err
+	} else if known {
+		return &ipam.FieldError{Place: "attachment", Msg: fmt.Sprintf("%s is in the ledger already", f.Attachment)}
+	}
+	for _, a := range f.Addresses {
+		if !a.Prefix.IsValid() {
+			return &ipam.FieldError{Place: "address", Msg: "is required"}
+		}
+		rec, err := t.record(plain(a.Prefix.Addr()))
+		if err != nil {
+			return err
+		}
+		if rec.State != "" && !rec.Over(t.now) {
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is not free: it is %s", a.Prefix.Addr(), says(rec))}
+		}
+	}
+	return nil
 }
 
 // Missed tells the ledger that nothing is left of these attachments. The
@@ -314,48 +395,4 @@ func (l *Ledger) drain() error {
 		}
 	}
 	return nil
-}
-
-// Renew gives the ledger of a node that was removed a new ID, and so makes it
-// another node: of what it leased nothing is left. What containers hold stays
-// theirs until they are gone, and is nobody's to give out then.
-func (l *Ledger) Renew() (lease.Node, error) {
-	id := newID()
-	err := l.update(func(t *tx) error {
-		if t.bucket(bucketBlock) == nil {
-			return errOldSchema
-		}
-		var gone [][]byte
-		err := t.bucket(bucketBlock).ForEach(func(k, _ []byte) error {
-			gone = append(gone, bytes.Clone(k))
-			return nil
-		})
-		for _, k := range gone {
-			if err == nil {
-				err = t.loseBlock(k)
-			}
-		}
-		return errors.Join(err, t.put(bucketMeta, keyFormer, t.get(bucketMeta, keyID)), t.put(bucketMeta, keyID, []byte(id)))
-	})
-	if err != nil {
-		return "", err
-	}
-	fault.Point("ledger.renew.kept")
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.id = id
-	return lease.Node(id), l.o.explain(l.writeMark(false))
-}
-
-// loseBlock forgets a block, and all of its addresses that nobody holds.
-func (t *tx) loseBlock(key []byte) error {
-	b, err := decodeBlock(key, t.get(bucketBlock, key))
-	if err != nil {
-		return err
-	}
-	pool := string(key[:len(key)-len(addrKey(b.CIDR.Addr()))-1])
-	if err := t.keepBook(pool, b, lease.Book{CIDR: b.CIDR, Rev: b.Rev}, func(netip.Addr) bool { return false }); err != nil {
-		return err
-	}
-	return t.del(bucketBlock, key)
 }

@@ -15,6 +15,8 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/ipam/ledger/history"
+	"github.com/underlay-cni/underlay/ipam/ledger/mark"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
 	"github.com/underlay-cni/underlay/ipam/ledger/run"
 	"github.com/underlay-cni/underlay/pkg/fault"
@@ -123,6 +125,9 @@ func (c *checker) check() {
 	if c.bucket(bucketBlock) != nil {
 		c.blocksAndFree()
 	}
+	if c.bucket(bucketHistory) != nil {
+		c.holds()
+	}
 	c.each(bucketPool, func(k, _ []byte) error {
 		p, _, err := c.pool(string(k))
 		if err == nil && p.ID() != string(k) {
@@ -215,6 +220,19 @@ func (c *checker) attachmentsAndUsers() {
 	})
 }
 
+// holds checks the history: the numbers have no gaps.
+func (c *checker) holds() {
+	before := uint64(0)
+	c.each(bucketHistory, func(k, v []byte) error {
+		n, _, err := history.Decode(k, v)
+		if err == nil && before != 0 && n != before+1 {
+			err = fmt.Errorf("the history goes on with number %d after %d", n, before)
+		}
+		before = n
+		return err
+	})
+}
+
 // Compact makes the file shorter if more than half of it is free, and returns by
 // how many bytes. It waits for the lock until ctx ends. Where there is no ledger
 // there is nothing to do.
@@ -234,28 +252,14 @@ func Compact(ctx context.Context, o Options) (saved int64, err error) {
 	return saved, o.explain(err)
 }
 
-// Found is an attachment that was found alive on this node.
-type Found struct {
-	// Attachment, or the zero value for addresses of which it is not known
-	// who uses them; they become reserved, for Reason.
-	Attachment ipam.Attachment
-	Reason     string
-	Runtime    string
-	Netns      ipam.Netns
-	MAC        string
-	Uses       ipam.Uses
-	// Pool that the addresses are from.
-	Pool string
-	// Addresses with prefix length and gateway, in the order of range sets.
-	Addresses []ipam.Address
-}
-
 // Rebuild makes a new ledger of what was found alive, whatever state the old
 // one is in; that one stays beside it as ledger.db.<time>.bad. It waits for
 // the lock until ctx ends.
 //
 // An address that was found more than once becomes reserved: no record can
-// tell which of its users is right.
+// tell which of its users is right. What the old one can still say of an
+// attachment that was found is kept where no link tells: the cluster pool that an
+// address is from, and the owner; and so is who had which address.
 func Rebuild(ctx context.Context, o Options, found []Found) (err error) {
 	if err := o.setDefaults(); err != nil {
 		return err
@@ -269,43 +273,78 @@ func Rebuild(ctx context.Context, o Options, found []Found) (err error) {
 		return err
 	}
 	defer lock.Close()
-	id, now := newID(), o.Now().UTC()
+	id, now, old := newID(), o.Now().UTC(), o.salvage()
 	kept := fmt.Sprintf("%s.%s.bad", o.dbPath(), now.Format("20060102T150405.000000000Z"))
 	err = boltfile.Create(o.dbPath(), kept, func(b *bbolt.Tx) error {
 		if err := o.layOut(b, id); err != nil {
 			return err
 		}
-		return newTx(b, &o).fill(found)
+		return newTx(b, &o).fill(found, old)
 	})
 	if err != nil {
 		return err
 	}
 	fault.Point("ledger.rebuild.placed")
 	// The mark is still that of the old ledger: until here Allocate is refused.
-	f, err := openMark(o.markPath())
+	f, err := mark.Open(o.markPath())
 	if err != nil {
 		return err
 	}
-	return errors.Join(mark{boot: o.BootID, id: id}.writeTo(f), f.Close())
+	return errors.Join(mark.Mark{Boot: o.BootID, ID: id}.WriteTo(f), f.Close())
 }
 
-// fill writes what was found into an empty ledger.
-func (t *tx) fill(found []Found) error {
+// fill writes what was found into an empty ledger, and who had addresses in the
+// old one, all of whom end here.
+func (t *tx) fill(found []Found, old remains) error {
+	for _, h := range old.past {
+		if err := t.history().Add(h); err != nil {
+			return err
+		}
+	}
 	users := map[netip.Addr][]string{}
 	for _, f := range found {
 		for _, a := range f.Addresses {
-			users[plain(a.Prefix.Addr())] = append(users[plain(a.Prefix.Addr())], f.user())
+			users[plain(a.Prefix.Addr())] = append(users[plain(a.Prefix.Addr())], user(f))
 		}
 	}
 	for _, f := range found {
-		if err := t.fillOne(f, users); err != nil {
+		unclear := func(a netip.Addr) string {
+			if f.Attachment != (ipam.Attachment{}) && len(users[a]) == 1 {
+				return ""
+			}
+			return "found in use by " + strings.Join(users[a], " and ")
+		}
+		if err := t.fillOne(f, unclear, old.held); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (f *Found) user() string {
+// Import takes in what another address manager gave out, all of it or nothing:
+// what is found here already stands in its way.
+func (l *Ledger) Import(found []Found) error {
+	if err := l.Refused(); err != nil {
+		return err
+	}
+	return l.update(func(t *tx) error {
+		if t.short != nil {
+			return t.short
+		}
+		for _, f := range found {
+			if err := t.absent(f); err != nil {
+				return err
+			}
+			reserve := func(netip.Addr) string { return f.Reason }
+			if err := t.fillOne(f, reserve, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func user(f Found) string {
 	switch {
 	case f.Attachment != (ipam.Attachment{}):
 		return f.Attachment.String()
@@ -315,7 +354,9 @@ func (f *Found) user() string {
 	return "an unknown container"
 }
 
-func (t *tx) fillOne(f Found, users map[netip.Addr][]string) error {
+// fillOne writes what was found. unclear says why an address becomes reserved, if
+// it does; before is what was known of those held.
+func (t *tx) fillOne(f Found, unclear func(netip.Addr) string, before map[netip.Addr]ipam.Record) error {
 	known := f.Attachment != (ipam.Attachment{})
 	if known {
 		if err := checkAttachment(f.Attachment); err != nil {
@@ -328,12 +369,14 @@ func (t *tx) fillOne(f Found, users map[netip.Addr][]string) error {
 		addr := plain(a.Prefix.Addr())
 		rec := ipam.Record{Version: record.Version, Pool: f.Pool, Address: netip.PrefixFrom(addr, a.Prefix.Bits()),
 			Gateway: a.Gateway, State: ipam.Held, Attachment: f.Attachment, Runtime: f.Runtime, Netns: f.Netns,
-			BootID: t.boot, MAC: f.MAC, Since: t.now}
-		if !known || len(users[addr]) > 1 {
-			rec.State, rec.Reason = ipam.Reserved, fmt.Sprintf("found in use by %s", strings.Join(users[addr], " and "))
-			rec.Attachment = ipam.Attachment{}
+			BootID: t.boot, MAC: f.MAC, Owner: f.Owner, Since: t.now}
+		if why := unclear(addr); why != "" || !known {
+			rec.State, rec.Reason, rec.Attachment, rec.Owner = ipam.Reserved, why, ipam.Attachment{}, ""
 		} else {
 			att.Addresses = append(att.Addresses, addr)
+			if was := before[addr]; was.Attachment == f.Attachment {
+				rec.Pool, rec.PoolUUID, rec.Owner = was.Pool, was.PoolUUID, was.Owner
+			}
 		}
 		old, err := t.record(addr)
 		if err != nil {

@@ -12,7 +12,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/underlay-cni/underlay/ipam"
-	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger/history"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
 	"github.com/underlay-cni/underlay/ipam/ledger/run"
 )
@@ -40,11 +40,14 @@ var (
 	bucketBlock = []byte("block")
 	// bucketFree: see index.go.
 	bucketFree = []byte("free")
+	// bucketHistory: who held which address until when; see package history. One
+	// of schema 2 without it gets it when it is opened for writing.
+	bucketHistory = []byte("history")
 
 	buckets = [][]byte{bucketMeta, bucketAddress, bucketAttachment, bucketPool,
 		bucketCursor, bucketRun, bucketRest, bucketParked, bucketUser}
 	// since2 are those that schema 1 does not have.
-	since2 = [][]byte{bucketBlock, bucketFree}
+	since2 = [][]byte{bucketBlock, bucketFree, bucketHistory}
 
 	keySchema  = []byte("schema")
 	keyID      = []byte("id")
@@ -69,6 +72,8 @@ type tx struct {
 	tight bool
 	// unconfirmed says why nothing of cluster pools is given out, if so.
 	unconfirmed error
+	// unused: what is released was never in use, so that nobody asks who had it.
+	unused bool
 	// dirty is set by the first change.
 	dirty bool
 	// shared: others' changes are in the same transaction. trail is for undo.
@@ -221,6 +226,10 @@ func (t *tx) setRecord(old, next ipam.Record) error {
 		errs = append(errs, t.rest(next))
 	}
 	errs = append(errs, t.moveFree(old, next))
+	// A holder that takes up another namespace begins anew.
+	if old.State == ipam.Held && (next.State != ipam.Held || !next.Since.Equal(old.Since)) {
+		errs = append(errs, t.ended(old))
+	}
 	switch {
 	case next.State == "":
 		errs = append(errs, t.del(bucketAddress, addrKey(old.Address.Addr())), t.loosen(old.Address.Addr()))
@@ -231,6 +240,20 @@ func (t *tx) setRecord(old, next ipam.Record) error {
 		errs = append(errs, t.put(bucketAddress, addrKey(next.Address.Addr()), record.Encode(next)))
 	}
 	return errors.Join(errs...)
+}
+
+// ended writes down who held an address until now. What it says is worth less
+// than the release that it is part of: where the disk or the history itself are
+// in no state for it, it is left out.
+func (t *tx) ended(rec ipam.Record) error {
+	if t.unused || t.short != nil || t.bucket(bucketHistory) == nil {
+		return nil
+	}
+	err := t.history().Add(rec.Hold(t.now))
+	if errors.Is(err, history.ErrBroken) {
+		return nil // Check says so
+	}
+	return err
 }
 
 // setAttachment replaces the record of an attachment in the same way. It is
@@ -365,29 +388,5 @@ func (l *Ledger) SetPools(pools []ipam.Pool) error {
 			}
 		}
 		return nil
-	})
-}
-
-// Past returns what the ledger remembers of the registry.
-func (l *Ledger) Past() (p lease.Past, err error) {
-	err = l.view(func(t *tx) (err error) {
-		if v := t.get(bucketMeta, keyPast); v != nil {
-			if p, err = record.DecodePast(v); err != nil {
-				err = fmt.Errorf("%w: what it remembers of the registry: %w", ErrCorrupt, err)
-			}
-		}
-		return err
-	})
-	return p, err
-}
-
-// Remember replaces what Past returns.
-func (l *Ledger) Remember(p lease.Past) error {
-	return l.update(func(t *tx) error {
-		v := record.EncodePast(p)
-		if bytes.Equal(v, t.get(bucketMeta, keyPast)) {
-			return nil
-		}
-		return t.put(bucketMeta, keyPast, v)
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +16,7 @@ import (
 
 func (a *app) address() *cobra.Command {
 	return term.Noun("address", "Addresses that are held, rest, or are kept out of use",
-		a.addressList(), a.addressShow(), a.addressRelease())
+		a.addressList(), a.addressShow(), a.addressHistory(), a.addressRelease(), a.addressReserve(), a.addressUnreserve())
 }
 
 func (a *app) addressList() *cobra.Command {
@@ -104,6 +105,79 @@ func (a *app) addressShow() *cobra.Command {
 			})
 		},
 	}
+}
+
+func (a *app) addressHistory() *cobra.Command {
+	var when string
+	c := &cobra.Command{
+		Use:   "history ADDRESS",
+		Short: "Show who had an address, and until when",
+		Long: `Show who held an address, the first one first; the last one may hold it still. The
+ledger remembers some 65,000 holds of all addresses that have ended. An ADD that
+failed held nothing.`,
+		Example: "  underlayctl address history 192.0.2.10 --at 14:05",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			addr, err := parseAddr(args[0])
+			if err != nil {
+				return err
+			}
+			var at time.Time
+			if when != "" {
+				if at, err = parseAt(when, time.Now()); err != nil {
+					return err
+				}
+			}
+			holds := []ipam.Hold{}
+			err = a.view(cmd.Context(), func(l book.Book) error {
+				return l.History(addr, func(h ipam.Hold) error {
+					if at.IsZero() || h.At(at) {
+						holds = append(holds, h)
+					}
+					return nil
+				})
+			})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, holds, func(t *term.Table) {
+				if len(holds) == 0 && !at.IsZero() {
+					t.Line("nobody is known to have had %s at %s", addr, at.UTC().Format(time.RFC3339))
+					return
+				}
+				t.Row("SINCE", "UNTIL", "NETWORK", "CONTAINER", "IFNAME", "OWNER", "MAC", "NETNS")
+				for _, h := range holds {
+					t.Row(h.Since, h.Until, h.Attachment.Network, term.ShortID(h.Attachment.ContainerID), h.Attachment.IfName, h.Owner, h.MAC, h.Netns)
+				}
+			})
+		},
+	}
+	c.Flags().StringVar(&when, "at", "", "only who had it at this `time`: 14:05, local and in the last 24 hours, \"2026-01-02 14:05\", or RFC 3339")
+	return c
+}
+
+// parseAt reads a point in time as people write it, in the zone of now.
+func parseAt(s string, now time.Time) (time.Time, error) {
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t, nil
+	}
+	for _, layout := range []string{"2006-01-02 15:04:05", "2006-01-02 15:04"} {
+		if t, err := time.ParseInLocation(layout, s, now.Location()); err == nil {
+			return t, nil
+		}
+	}
+	for _, layout := range []string{"15:04:05", "15:04"} {
+		t, err := time.Parse(layout, s)
+		if err != nil {
+			continue
+		}
+		day := time.Date(now.Year(), now.Month(), now.Day(), t.Hour(), t.Minute(), t.Second(), 0, now.Location())
+		if day.After(now) {
+			day = day.AddDate(0, 0, -1)
+		}
+		return day, nil
+	}
+	return time.Time{}, term.Misuse(`--at: %q is no time such as 14:05, "2026-01-02 14:05" or 2026-01-02T14:05:00Z`, s)
 }
 
 // namespace is its path, with its state where that matters.

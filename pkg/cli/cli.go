@@ -80,7 +80,7 @@ type app struct {
 
 func (a *app) root() *cobra.Command {
 	root := term.Noun("underlayctl", "Show and repair what underlay keeps, on this node and in its cluster",
-		a.address(), a.attachment(), a.conf(), a.ledger(), a.pool(), a.source(), a.version())
+		a.address(), a.attachment(), a.conf(), a.conflict(), a.ledger(), a.pool(), a.source(), a.version())
 	root.AddCommand(a.cluster().Nouns()...)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetUsageTemplate(term.UsageTemplate)

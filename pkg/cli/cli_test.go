@@ -201,7 +201,7 @@ func TestExitStatus(t *testing.T) {
 // A read makes neither folder nor file, and neither does a write.
 func TestMissingLedgerIsNotMade(t *testing.T) {
 	t.Parallel()
-	for _, line := range []string{"address list", "address release 192.0.2.10", "pool list", "ledger check", "ledger export", "attachment list"} {
+	for _, line := range []string{"address list", "address release 192.0.2.10", "pool list", "ledger check", "ledger export", "attachment list", "ledger backup -", "conflict clear 192.0.2.10", "address history 192.0.2.10"} {
 		dir := filepath.Join(t.TempDir(), "none")
 		status, out, complaints := run(t, append(strings.Fields(line), "--data-dir="+dir, "--run-dir="+dir+".run")...)
 		want := fmt.Sprintf("underlayctl: ledger in %q does not exist\nunderlayctl: hint: the first ADD makes it; --data-dir names another folder\n", dir)

@@ -51,7 +51,9 @@ this ledger too, through another plugin, and become reserved: release them when
 their containers are gone. The old ledger stays beside the new one.
 
 What a ledger knows beyond that is lost: which addresses rest, are quarantined
-or were reserved, and for whom some are kept.`,
+or were reserved, and for whom some are kept. As far as the old one can be read,
+the new one has from it who had which address, and of what is found the cluster
+pool and the owner, which no link tells.`,
 		Example: "  underlayctl ledger rebuild --dry-run",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -154,10 +154,10 @@ func (f *File) CopyTo(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	err = f.View(func(tx *bbolt.Tx) error {
-		_, err := tx.WriteTo(out)
-		return err
-	})
+	wrote, err := f.Copy(out)
+	if wrote != nil {
+		err = wrote
+	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		err = fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
@@ -169,4 +169,29 @@ func (f *File) CopyTo(path string) (err error) {
 		return err
 	}
 	return SyncDir(filepath.Dir(path))
+}
+
+// Copy writes the file as it is. wrote is the error of w, if that is what it
+// ended with. It is a read transaction, which a file that has to grow waits for.
+func (f *File) Copy(w io.Writer) (wrote, err error) {
+	s := &sink{w: w}
+	err = f.View(func(tx *bbolt.Tx) error {
+		_, err := tx.WriteTo(s)
+		return err
+	})
+	return s.err, err
+}
+
+// sink keeps the error of a writer, of which bbolt passes on the text only.
+type sink struct {
+	w   io.Writer
+	err error
+}
+
+func (s *sink) Write(b []byte) (int, error) {
+	n, err := s.w.Write(b)
+	if err != nil && s.err == nil {
+		s.err = err
+	}
+	return n, err
 }

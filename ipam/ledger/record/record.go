@@ -19,6 +19,7 @@ import (
 const (
 	Version     = 2 // 1 has no PoolUUID
 	PoolVersion = 3 // 1 has no UUID, 2 no Routes
+	HoldVersion = 1
 )
 
 // poolVersion is the oldest version from 2 on that can tell a pool.
@@ -188,6 +189,34 @@ func DecodePool(value []byte) (p ipam.Pool, err error) {
 		p.Routes = list(&d, (*reader).route)
 	}
 	return p, d.end()
+}
+
+// EncodeHold returns the form of a hold, without its address.
+func EncodeHold(h ipam.Hold) []byte {
+	w := writer{}
+	w.number(HoldVersion)
+	w.attachment(h.Attachment)
+	w.text(h.Netns)
+	w.text(h.MAC)
+	w.text(h.Owner)
+	w.text(h.BootID)
+	w.time(h.Since)
+	w.time(h.Until)
+	return w.b
+}
+
+// DecodeHold is the inverse of EncodeHold.
+func DecodeHold(value []byte) (h ipam.Hold, err error) {
+	d := reader{b: value}
+	d.version(HoldVersion)
+	h.Attachment = d.attachment()
+	h.Netns = d.text()
+	h.MAC = d.text()
+	h.Owner = d.text()
+	h.BootID = d.text()
+	h.Since = d.time()
+	h.Until = d.time()
+	return h, d.end()
 }
 
 func (w *writer) attachment(a ipam.Attachment) {

@@ -28,6 +28,7 @@ var (
 		Uses:      ipam.Uses{Parent: "eth1", VLAN: 4094, HostAccess: true, Port: "ipvlan l3 bridge"},
 		Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")}, Since: at, MissedAt: at,
 	}
+	hold = ipam.Hold{Attachment: att, Netns: "/run/netns/a", MAC: full.MAC, Owner: "default/web", BootID: "b", Since: at, Until: at.Add(time.Hour)}
 	pool = ipam.Pool{
 		Name: "lan", CoolDown: time.Second, Quarantine: time.Minute, Sticky: ipam.StickyStrict, StickyFor: time.Hour,
 		Sets: []ipam.RangeSet{{{
@@ -115,6 +116,7 @@ func TestCycle(t *testing.T) {
 	address(t, ipam.Record{Version: 1, Pool: "lan", State: ipam.Held})
 	cycle(EncodeBlock, DecodeBlock)(t, block())
 	cycle(EncodeBlock, DecodeBlock)(t, Block{CIDR: netip.MustParsePrefix("10.0.0.4/30")})
+	cycle(EncodeHold, DecodeHold)(t, hold)
 	cycle(EncodePast, DecodePast)(t, lease.Past{Cluster: "c", Epoch: lease.Epoch{Number: 3, ID: "e"}, Rev: 1 << 40})
 	long := ipam.Range{Subnet: netip.MustParsePrefix("10.0.0.0/8")}
 	for i := range 70_000 {
@@ -148,12 +150,14 @@ func FuzzDecode(f *testing.F) {
 	f.Add(EncodePool(pool))
 	f.Add(EncodePool(ipam.Pool{Name: "lan", UUID: "u", Routes: []ipam.Route{{Dst: netip.MustParsePrefix("::/0"), Table: new(int)}}}))
 	f.Add(EncodeBlock(block()))
+	f.Add(EncodeHold(hold))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		again(t, value, Encode, Decode)
 		again(t, value, EncodeAttachment, DecodeAttachment)
 		again(t, value, EncodePool, DecodePool)
 		again(t, value, EncodeBlock, DecodeBlock)
 		again(t, value, EncodePast, DecodePast)
+		again(t, value, EncodeHold, DecodeHold)
 	})
 }
 

@@ -248,6 +248,9 @@ func TestOpenAPI(t *testing.T) {
 	}}}
 	defer h.CloseIdleConnections()
 	for _, route := range append(served, "GET /nosuch", "POST /v1/node") {
+		if slices.Contains(ofStates, route) {
+			continue
+		}
 		method, path, _ := strings.Cut(route, " ")
 		path = strings.NewReplacer("{name}", "lan%2F1", "{address}", "10.0.0.2").Replace(path)
 		req, err := http.NewRequestWithContext(t.Context(), method, "http://x"+path, nil)

@@ -32,9 +32,10 @@ func failure(code int, format string, args ...any) error {
 // plain are the routes that are answered without the ledger, or say so.
 func (s *Server) plain() map[string]http.Handler {
 	return map[string]http.Handler{
-		"GET /healthz": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") }),
-		"GET /readyz":  http.HandlerFunc(s.readyz),
-		"GET /metrics": promhttp.HandlerFor(s.conf.Registry, promhttp.HandlerOpts{}),
+		"GET /healthz":          http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") }),
+		"GET /readyz":           http.HandlerFunc(s.readyz),
+		"GET /metrics":          promhttp.HandlerFor(s.conf.Registry, promhttp.HandlerOpts{}),
+		"GET /v1/ledger/backup": http.HandlerFunc(s.backup),
 		"GET /v1/openapi.yaml": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/yaml")
 			_, _ = w.Write(api.OpenAPI)
@@ -45,15 +46,21 @@ func (s *Server) plain() map[string]http.Handler {
 // documents are the routes that are answered with what the ledger has.
 func (s *Server) documents() map[string]func(*ledger.Ledger, *http.Request) (any, error) {
 	return map[string]func(*ledger.Ledger, *http.Request) (any, error){
-		"GET /v1/node":                   s.node,
-		"GET /v1/pools":                  pools,
-		"GET /v1/pools/{name}":           pool,
-		"GET /v1/addresses":              addresses,
-		"GET /v1/addresses/{address}":    address,
-		"DELETE /v1/addresses/{address}": s.release,
-		"GET /v1/attachments":            attachments,
-		"GET /v1/ledger":                 func(l *ledger.Ledger, _ *http.Request) (any, error) { return l.Dump() },
-		"GET /v1/ledger/check":           check,
+		"GET /v1/node":                               s.node,
+		"GET /v1/pools":                              pools,
+		"GET /v1/pools/{name}":                       pool,
+		"GET /v1/addresses":                          addresses,
+		"GET /v1/addresses/{address}":                address,
+		"DELETE /v1/addresses/{address}":             s.release,
+		"GET /v1/addresses/{address}/history":        history,
+		"PUT /v1/addresses/{address}/reservation":    s.reserve,
+		"DELETE /v1/addresses/{address}/reservation": s.clear(ipam.Reserved),
+		"GET /v1/conflicts":                          conflicts,
+		"DELETE /v1/conflicts/{address}":             s.clear(ipam.Quarantined),
+		"POST /v1/ledger/import":                     s.take,
+		"GET /v1/attachments":                        attachments,
+		"GET /v1/ledger":                             func(l *ledger.Ledger, _ *http.Request) (any, error) { return l.Dump() },
+		"GET /v1/ledger/check":                       check,
 	}
 }
 

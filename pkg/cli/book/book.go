@@ -27,6 +27,7 @@ type Book interface {
 	Check() (findings []string, err error)
 	Export(io.Writer) error
 	ReleaseAddress(netip.Addr) (ipam.Record, error)
+	Operator
 }
 
 var (
