@@ -211,3 +211,49 @@ func TestClusterRestored(t *testing.T) {
 	}
 	c.agree()
 }
+
+// TestClusterLost: a host that has lost its ledger gives out nothing; one that
+// was made anew of the live containers goes on with what the host leases.
+func TestClusterLost(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2)
+	c.pool(clusterPool)
+	h2 := c.hosts[1]
+	// The machine has other labs' containers, too.
+	conf := h2.fromPool("tenants", keys{"name": h2.ID})
+	kept := attach(t, h2.Host, "kept", conf)
+	before, err := h2.api.Node(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h2.end(syscall.SIGKILL)
+	if err := os.Remove(filepath.Join(h2.DataDir, "ledger.db")); err != nil {
+		t.Fatal(err)
+	}
+	h2.start(ours)
+	_, rt := container(t, h2.Host, "next")
+	_, err = h2.CNI(ours).Add(t.Context(), conf, rt)
+	wantError(t, err, 104, "ledger.db", "underlayctl ledger rebuild")
+	ctl(t, h2.Host, "ledger", "rebuild", "--network", h2.ID)
+	within(t, func() error {
+		_, err := h2.CNI(ours).Add(t.Context(), conf, rt)
+		return err
+	})
+	h2.ready()
+	wantOK(t, "CHECK", kept.cni.Check(t.Context(), kept.conf, kept.rt))
+	after, err := h2.api.Node(t.Context())
+	if err != nil || after.Ledger.ID != before.Ledger.ID {
+		t.Errorf("the host was node %s, and is %s: %v", before.Ledger.ID, after.Ledger.ID, err)
+	}
+	held, err := h2.api.Addresses(t.Context(), api.AddressFilter{State: ipam.Held})
+	if err != nil || len(held) != 4 {
+		t.Errorf("held: %+v, %v", held, err)
+	}
+	for _, r := range held {
+		if r.Pool != "tenants" || r.PoolUUID == "" {
+			t.Errorf("%s is on record as of pool %q, UUID %q", r.Address, r.Pool, r.PoolUUID)
+		}
+	}
+	wantOK(t, "DEL", kept.cni.Del(t.Context(), kept.conf, kept.rt))
+	c.agree()
+}

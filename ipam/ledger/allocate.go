@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -351,4 +352,21 @@ func (l *Ledger) Demand(pool string) int {
 	l.demand.mu.Lock()
 	defer l.demand.mu.Unlock()
 	return len(l.demand.recentLocked(pool, l.o.Now()))
+}
+
+// claim makes what a rebuild found in use, and could not tell the pool of, an
+// address of the cluster pool whose block the registry says is this node's.
+func (t *tx) claim(pool string, a netip.Addr) error {
+	rec, err := t.record(a)
+	if err != nil || rec.State != ipam.Held || rec.PoolUUID != "" {
+		return err
+	}
+	_, local, err := t.pool(rec.PoolID())
+	p, known, perr := t.pool(pool)
+	if _, usable := p.Find(a); err != nil || perr != nil || local || !known || !usable {
+		return errors.Join(err, perr)
+	}
+	next := rec
+	next.Pool, next.PoolUUID = p.Name, p.UUID
+	return t.setRecord(rec, next)
 }

@@ -231,10 +231,15 @@ func (l *Ledger) Learn(pool string, s lease.Seen, open bool) (lost []netip.Addr,
 			return err, nil
 		}
 		for a, m := range next.Marks {
-			if _, known := b.Marks[a]; !known && m.Status == lease.Free {
-				if err := t.park(id, a, s.Block.At(a).Key); err != nil {
-					return err, nil
-				}
+			_, known := b.Marks[a]
+			switch {
+			case m.Status == lease.Held && s.Block.Has(b.Node, a):
+				err = t.claim(id, a)
+			case m.Status == lease.Free && !known:
+				err = t.park(id, a, s.Block.At(a).Key)
+			}
+			if err != nil {
+				return err, nil
 			}
 		}
 		return nil, nil

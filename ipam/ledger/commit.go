@@ -377,3 +377,19 @@ func (o *Options) foreign(made string) error {
 	}
 	return nil
 }
+
+// succeed is with which ID, and after which transaction, a new ledger takes the
+// place of one that was lost. Whoever uses addresses in this boot stays the node
+// that it was, and goes on with what that leases; what that was giving away is not
+// known any more. No copy of the lost file is as far as the new one.
+func (o *Options) succeed() (id string, seq uint64, err error) {
+	last, err := mark.Read(o.markPath())
+	if err != nil || last.Boot != o.BootID {
+		return newID(), 0, err
+	}
+	err = os.Remove(filepath.Join(o.RunDir, confirmedName))
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return last.ID, last.Seq + 2, err
+}

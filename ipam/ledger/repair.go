@@ -273,24 +273,27 @@ func Rebuild(ctx context.Context, o Options, found []Found) (err error) {
 		return err
 	}
 	defer lock.Close()
-	id, now, old := newID(), o.Now().UTC(), o.salvage()
+	id, seq, err := o.succeed()
+	if err != nil {
+		return err
+	}
+	now, old := o.Now().UTC(), o.salvage()
 	kept := fmt.Sprintf("%s.%s.bad", o.dbPath(), now.Format("20060102T150405.000000000Z"))
 	err = boltfile.Create(o.dbPath(), kept, func(b *bbolt.Tx) error {
 		if err := o.layOut(b, id); err != nil {
 			return err
 		}
-		return newTx(b, &o).fill(found, old)
+		return errors.Join(b.Bucket(bucketMeta).SetSequence(seq), newTx(b, &o).fill(found, old))
 	})
 	if err != nil {
 		return err
 	}
 	fault.Point("ledger.rebuild.placed")
-	// The mark is still that of the old ledger: until here Allocate is refused.
 	f, err := mark.Open(o.markPath())
 	if err != nil {
 		return err
 	}
-	return errors.Join(mark.Mark{Boot: o.BootID, ID: id}.WriteTo(f), f.Close())
+	return errors.Join(mark.Mark{Boot: o.BootID, ID: id, Seq: seq}.WriteTo(f), f.Close())
 }
 
 // fill writes what was found into an empty ledger, and who had addresses in the

@@ -63,7 +63,7 @@ func TestRebuild(t *testing.T) {
 		}
 	}
 	info, err := l.Info()
-	if err != nil || info.ID == old.ID || info.Attachments != 3 || info.Held != 2 || info.Reserved != 3 || info.Refused != "" {
+	if err != nil || info.ID != old.ID || info.Attachments != 3 || info.Held != 2 || info.Reserved != 3 || info.Refused != "" {
 		t.Errorf("%+v, %v", info, err)
 	}
 	if vlan, host, err := l.Users(ipam.Uses{Parent: "eth1", VLAN: 5}, 0); err != nil || len(vlan) != 1 || len(host) != 0 {
@@ -334,4 +334,56 @@ func TestCompact(t *testing.T) {
 	}
 	p.Name = "other" // it goes on
 	add(t, l, request(p, "a"))
+}
+
+// TestRebuildOfANode: a node in a cluster stays the one that it was, gives out
+// nothing of cluster pools before the agent has looked, and knows again whose
+// the addresses are that were found.
+func TestRebuildOfANode(t *testing.T) {
+	t.Parallel()
+	o := testOptions(t, nil)
+	l, err := Open(t.Context(), o)
+	must(t, err)
+	must(t, leaseCrashBlock(l))
+	me, err := l.Node()
+	must(t, err)
+	a, err := l.Allocate(ipam.AllocateRequest{Attachment: att("x"), Cluster: crashCluster.Name}, nil)
+	must(t, err)
+	s, err := leased(l)
+	must(t, err)
+	must(t, l.Close())
+	b, err := os.ReadFile(o.dbPath())
+	must(t, err)
+	must(t, os.Remove(o.dbPath()))
+	must(t, Rebuild(t.Context(), o, []Found{{Attachment: att("x"), Pool: "lan", Addresses: a.Addresses}}))
+
+	l, err = Open(t.Context(), o)
+	must(t, err)
+	if now, err := l.Node(); err != nil || now != me {
+		t.Errorf("it was node %s, and is %s: %v", me, now, err)
+	}
+	if err := l.Unconfirmed(); !errors.Is(err, ErrUnconfirmed) {
+		t.Errorf("its leases are confirmed: %v", err)
+	}
+	must(t, l.SetPools([]ipam.Pool{crashCluster}))
+	if _, err := l.Learn(clusterUUID, s, true); err != nil {
+		t.Fatal(err)
+	}
+	rec, _, err := l.Record(a.Addresses[0].Prefix.Addr())
+	if err != nil || rec.PoolUUID != clusterUUID || rec.Pool != crashCluster.Name || rec.Attachment != att("x") {
+		t.Errorf("what was found: %+v, %v", rec, err)
+	}
+	if findings, err := l.Check(); err != nil || len(findings) > 0 {
+		t.Errorf("check: %q, %v", findings, err)
+	}
+	must(t, l.Close())
+
+	// The old file, put back, is behind.
+	must(t, os.WriteFile(o.dbPath(), b, 0o600))
+	l, err = Open(t.Context(), o)
+	must(t, err)
+	defer l.Close()
+	if err := l.Refused(); !errors.Is(err, ErrLost) {
+		t.Errorf("the old one, put back: %v", err)
+	}
 }
