@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -378,6 +379,10 @@ func TestOverlap(t *testing.T) {
 	must(t, err)
 	if err := l.Intend(clusterUUID, s, map[netip.Addr]lease.Entry{addr: {Node: "other"}}); !errors.Is(err, lease.ErrInUse) {
 		t.Errorf("%s was given to another node: %v", addr, err)
+	}
+	spares, err := l.Spares(clusterUUID, 100)
+	if err != nil || len(spares) != 7 || slices.ContainsFunc(spares, func(s Spare) bool { return s.Address == addr }) {
+		t.Errorf("spare: %+v, %v", spares, err)
 	}
 	for range 7 {
 		got, err := l.Allocate(ipam.AllocateRequest{Attachment: att(fmt.Sprint("y", len(a.Addresses))), Cluster: crashCluster.Name}, nil)

@@ -376,6 +376,15 @@ func (t *tx) freeFrom(p ipam.Pool, a netip.Addr, fn func(netip.Addr) bool) error
 		if a.Less(r.First) {
 			a = r.First
 		}
+		// An overlapping local pool may use it.
+		last, used, err := t.taken(a)
+		if err != nil {
+			return err
+		}
+		if used {
+			a = last.Next()
+			continue
+		}
 		if _, usable := p.Find(a); usable && !fn(a) {
 			return nil
 		}
