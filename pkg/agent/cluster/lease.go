@@ -82,7 +82,7 @@ func (w *wait) run(ctx context.Context) (ipam.Allocation, error) {
 		}
 		switch {
 		case !over:
-		case errors.As(why, new(*leases.HolderError)), errors.As(why, new(*ipam.TakenError)), w.sticky == ipam.StickyStrict && errors.As(why, new(*AwayError)):
+		case errors.As(why, new(*leases.HolderError)), errors.As(why, new(*ipam.TakenError)), w.sticky == ipam.StickyStrict && alone(why):
 			return ipam.Allocation{}, why
 		default:
 			a, err := w.try()
@@ -104,7 +104,7 @@ func (w *wait) step(ctx context.Context) (a ipam.Allocation, done bool, why erro
 	unlock := sync.OnceFunc(c.mu.Unlock)
 	defer unlock()
 	got, why := w.need(ctx)
-	away := errors.As(why, new(*AwayError))
+	away := alone(why)
 	if away {
 		// An owner gets what there is here, unless it must be no other than what
 		// it may have elsewhere.
@@ -184,6 +184,12 @@ func (w *wait) settle(ctx context.Context) {
 			c.log.Warn("an owner is not in the registry yet", "pool", w.req.Cluster, "err", err)
 		}
 	}
+}
+
+// alone reports whether the node has to do with what it leases: the registry is
+// out of reach, or nobody may trade in it.
+func alone(why error) bool {
+	return errors.As(why, new(*AwayError)) || errors.As(why, new(*leases.StandingError))
 }
 
 // parkedHere reports whether an owner's address rests on this node.

@@ -71,6 +71,19 @@ func (t *Trader) stand(ctx context.Context, v *registry.View, me lease.Node) err
 	}
 }
 
+// trading returns a StandingError while this node must not trade, for an ADD that
+// comes between two rounds: what is to be done about it is the round's.
+func (t *Trader) trading(v *registry.View, me lease.Node) error {
+	past, err := t.Ledger.Past()
+	if err != nil {
+		return err
+	}
+	if s := lease.Stand(past, v.Present(me)); s != lease.Trading {
+		return &StandingError{s}
+	}
+	return nil
+}
+
 // Return compares a list of the registry with all that this node knows of it, for
 // a node that has not written to it since it lost it: each write moves the
 // registry on, and may hide that it went back. highest is the

@@ -1,0 +1,43 @@
+package cluster
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+)
+
+// TestFrozen: while nobody may trade, an ADD does not either.
+func TestFrozen(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"blockPrefix":{"ipv4":30}}`, 2)
+		defer b.end()
+		n := b.nodes[0]
+		if _, _, err := n.add(""); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(15 * time.Second)
+		if err := b.reg.Freeze(t.Context(), record.Frozen{Node: n.node.Node, Reason: "a test", Epoch: 1, Rev: 1000}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		before, err := b.reg.View(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			_, _, err = n.add("")
+		}
+		after, verr := b.reg.View(t.Context())
+		if verr != nil {
+			t.Fatal(verr)
+		}
+		if was, is := before.Leased(""), after.Leased(""); was != is {
+			t.Errorf("%d addresses were leased, and while the registry is frozen %d are", was, is)
+		}
+		if err == nil || !strings.Contains(err.Error(), "underlayctl registry recovered") {
+			t.Errorf("what it leases is used up: %v", err)
+		}
+	})
+}
