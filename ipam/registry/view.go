@@ -210,10 +210,20 @@ func (v *View) Present(n lease.Node) lease.Present {
 			p.Waits = true
 		}
 	}
-	for key := range v.Unread {
-		p.Waits = p.Waits || strings.HasPrefix(key, record.NodeFolder)
-	}
+	p.Waits = p.Waits || len(v.UnreadNodes()) > 0
 	return p
+}
+
+// UnreadNodes are the nodes, not removed, whose record cannot be read: what they
+// have asserted is unknown. A key that names no ledger is no node's.
+func (v *View) UnreadNodes() (nodes []lease.Node) {
+	for key := range v.Unread {
+		n, ok := strings.CutPrefix(key, record.NodeFolder)
+		if _, gone := v.Gone[lease.Node(n)]; ok && !gone && record.ValidUUID(n) {
+			nodes = append(nodes, lease.Node(n))
+		}
+	}
+	return nodes
 }
 
 // Follow calls f with a view of the registry and again after each change,

@@ -41,3 +41,28 @@ func TestFrozen(t *testing.T) {
 		}
 	})
 }
+
+// put writes what no version of underlay has written.
+func (b *bed) put(key, value string) {
+	b.t.Helper()
+	item, err := b.store.Get(b.t.Context(), key)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.store.Swap(b.t.Context(), key, item.Rev, []byte(value))
+}
+
+// TestUnreadNode: what cannot be the record of a node keeps nobody from trading.
+func TestUnreadNode(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"blockPrefix":{"ipv4":30}}`, 1)
+		defer b.end()
+		b.put(record.NodeFolder+"junk", `junk`)
+		time.Sleep(time.Second)
+		for range 9 {
+			if _, _, err := b.nodes[0].add(""); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

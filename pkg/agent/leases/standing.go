@@ -28,7 +28,7 @@ func (e *StandingError) Error() string {
 	case lease.Frozen, lease.Freezing:
 		return "the registry has gone back to before what nodes have seen of it; nothing is traded until an operator says: underlayctl registry recovered"
 	case lease.Asserting, lease.Waiting:
-		return "the registry was recovered, and nothing is traded before every node has said again what it has; underlayctl node list shows who has not"
+		return "nothing is traded before every node has said, in a way that can be read, what it has since the registry was recovered; underlayctl registry status shows who has not"
 	case lease.Removed:
 		return "this node was removed from the cluster"
 	}
