@@ -45,6 +45,8 @@ const (
 	pause = 20 * time.Millisecond
 	// roundTime is how long a round may keep an ADD from the registry.
 	roundTime = 10 * time.Second
+	// sweepAgain is when to free again what was left of a removed node.
+	sweepAgain = time.Minute
 	// again is when to join anew after the registry was lost.
 	again = time.Second
 )
