@@ -66,3 +66,48 @@ func TestUnreadNode(t *testing.T) {
 		}
 	})
 }
+
+// TestUnreadPool: a node goes on with what it leases of a pool whose object
+// cannot be read.
+func TestUnreadPool(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"blockPrefix":{"ipv4":28}}`, 1)
+		defer b.end()
+		n := b.nodes[0]
+		if _, _, err := n.add(""); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		b.put(record.PoolFolder+"a", `{"version":2,"name":"a","shape":"new"}`)
+		time.Sleep(time.Minute)
+		if _, _, err := n.add(""); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestUnreadBlock: a record in the way of forgetting a removed node does not
+// fill the log.
+func TestUnreadBlock(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"blockPrefix":{"ipv4":30}}`, 2)
+		defer b.end()
+		n, gone := b.nodes[0], b.nodes[1]
+		if _, _, err := gone.add(""); err != nil {
+			t.Fatal(err)
+		}
+		id := gone.node.Node
+		gone.stop()
+		time.Sleep(time.Minute)
+		b.put(record.BlockFolder+record.NewUUID()+"/10.9.9.0_30", "junk")
+		if err := b.reg.Remove(t.Context(), id, time.Second); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Minute)
+		n.log.mu.Lock()
+		defer n.log.mu.Unlock()
+		if lines := strings.Count(n.log.text.String(), "what a removed node had"); lines > 6 {
+			t.Errorf("%d lines", lines)
+		}
+	})
+}

@@ -312,6 +312,10 @@ func (c *Cluster) unknown(ctx context.Context, name string) error {
 	if _, ok := v.Pools[name]; ok {
 		return nil // the watch is about to tell of it
 	}
+	if why := v.Unread[record.PoolFolder+name]; why != nil {
+		return &ipam.FieldError{Place: "ipam.pool", Code: ipam.CodeTryAgainLater,
+			Msg: fmt.Sprintf("this version cannot read what the registry says of pool %q: %v; see: underlayctl registry status", name, why)}
+	}
 	return &ipam.FieldError{Place: "ipam.pool", Code: ipam.CodeTryAgainLater,
 		Msg: fmt.Sprintf("the registry knows no pool %q; see: underlayctl pool list", name)}
 }
