@@ -22,6 +22,7 @@ const maxSpares = 4096
 // flag is an answer to a raised flag that this node may have to give.
 type flag struct {
 	node lease.Node
+	set  int
 	rev  lease.Rev
 }
 
@@ -177,23 +178,40 @@ func (t *Trader) confirm(ctx context.Context, v *registry.View, pools []record.P
 	return t.Ledger.Confirm()
 }
 
-// answer gives an address to the node that has waited longest, when it is this
-// node's turn; wait is how long it is until then.
+// answer gives an address of each range set to the node that has waited longest
+// for one, when it is this node's turn; wait is how long it is until then.
 func (t *Trader) answer(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) (wait time.Duration, err error) {
-	w, ok := lease.Oldest(slices.Collect(maps.Values(v.Wants[p.UUID])))
-	if !ok || p.Kind == record.Routed || w.Node == me || w.Answered(v.Seen(p.UUID)) {
+	if p.Kind == record.Routed || len(v.Wants[p.UUID]) == 0 {
 		return 0, nil
 	}
-	turn, mine := w.Turn(me, v.Seen(p.UUID))
+	var errs []error
+	for set := range p.Sets {
+		left, err := t.answerOf(ctx, v, p, set, me)
+		if left > 0 && (wait == 0 || left < wait) {
+			wait = left
+		}
+		errs = append(errs, err)
+	}
+	return wait, errors.Join(errs...)
+}
+
+// answerOf is answer for one range set.
+func (t *Trader) answerOf(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node) (wait time.Duration, err error) {
+	wants := slices.DeleteFunc(slices.Collect(maps.Values(v.Wants[p.UUID])), func(w lease.Want) bool { return w.Set != set })
+	w, ok := lease.Oldest(wants)
+	if !ok || w.Node == me || w.Answered(v.SeenOf(p, set)) {
+		return 0, nil
+	}
+	turn, mine := w.Turn(me, v.SeenOf(p, set))
 	if !mine {
 		return 0, nil
 	}
 	if t.flags == nil {
 		t.flags = map[flag]time.Time{}
 	}
-	f := flag{w.Node, w.Rev}
+	f := flag{w.Node, set, w.Rev}
 	if _, known := t.flags[f]; !known {
-		clear(t.flags) // of a flag at a time
+		maps.DeleteFunc(t.flags, func(o flag, _ time.Time) bool { return o.set == set }) // of one flag at a time
 		t.flags[f] = t.now()
 	}
 	if left := turn - t.now().Sub(t.flags[f]); left > 0 {
@@ -203,7 +221,7 @@ func (t *Trader) answer(ctx context.Context, v *registry.View, p record.Pool, me
 	if err != nil {
 		return 0, err
 	}
-	if again, up := latest.Wants[p.UUID][w.Node]; !up || again.Rev != w.Rev || w.Answered(latest.Seen(p.UUID)) {
+	if again, up := latest.Wants[p.UUID][w.Node]; !up || again.Rev != w.Rev || w.Answered(latest.SeenOf(p, set)) {
 		return 0, nil
 	}
 	spares, err := t.Ledger.Spares(p.UUID, maxSpares)
@@ -211,7 +229,8 @@ func (t *Trader) answer(ctx context.Context, v *registry.View, p record.Pool, me
 		return 0, err
 	}
 	for _, s := range spares {
-		if cidr, ok := blockOf(latest, p, s.Address); ok && !s.Strict {
+		_, inSet := p.Sets[set].Find(s.Address)
+		if cidr, ok := blockOf(latest, p, s.Address); ok && inSet && !s.Strict {
 			return 0, t.to(ctx, latest, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{s.Address: {Node: w.Node}}})
 		}
 	}
@@ -250,39 +269,53 @@ func (t *Trader) balance(ctx context.Context, v *registry.View, p record.Pool, m
 	if err != nil || len(uses) == 0 {
 		return err // nobody here has asked for an address yet
 	}
-	perSecond := float64(t.Ledger.Demand(p.UUID)) / 2
+	var errs []error
+	for set := range p.Sets {
+		errs = append(errs, t.balanceOf(ctx, v, p, set, me, uses))
+	}
+	return errors.Join(errs...)
+}
+
+// balanceOf is balance for one range set: an attachment needs an address of each.
+func (t *Trader) balanceOf(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node, uses []lease.Use) error {
+	grid, err := p.Grid(set)
+	if err != nil {
+		return err
+	}
+	var mine []lease.Use
 	free := 0
 	for _, u := range uses {
-		free += u.Free
+		if grid.Contains(u.CIDR) {
+			mine, free = append(mine, u), free+u.Free
+		}
 	}
-	size := lease.Block{CIDR: uses[0].CIDR}.Size()
+	size := 1
+	if len(mine) > 0 {
+		size = lease.Block{CIDR: mine[0].CIDR}.Size()
+	}
+	perSecond := float64(t.Ledger.Demand(p.UUID)) / 2
 	if lease.Low(free, size, perSecond) {
-		return t.more(ctx, v, p, me)
+		return t.more(ctx, v, p, set, me)
 	}
 	var errs []error
-	leased := lease.Leased(v.Seen(p.UUID), p.Sets[0].Size())
-	for _, cidr := range lease.Spare(uses, size, perSecond, leased, t.now().Sub(t.attached[p.UUID])) {
+	leased := lease.Leased(v.SeenOf(p, set), p.Sets[set].Size())
+	for _, cidr := range lease.Spare(mine, size, perSecond, leased, t.now().Sub(t.attached[p.UUID])) {
 		errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Return: true, Now: t.now().Truncate(time.Second)}))
 	}
 	return errors.Join(errs...)
 }
 
 // more leases ahead: nobody waits, so nobody is asked.
-func (t *Trader) more(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) error {
-	for i := range p.Sets {
-		search, err := v.Search(p, i, lease.Search{Node: me, Now: t.now(), Attempt: t.refused[p.UUID]})
-		if err != nil {
-			return err
-		}
-		found := search.Find()
-		if !found.CIDR.IsValid() || v.Room(p.UUID, int64(lease.Block{CIDR: found.CIDR}.Size())) != nil {
-			continue
-		}
-		if err := t.to(ctx, v, p, found.CIDR, found.Goal); err != nil {
-			return err
-		}
+func (t *Trader) more(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node) error {
+	search, err := v.Search(p, set, lease.Search{Node: me, Now: t.now(), Attempt: t.refused[p.UUID]})
+	if err != nil {
+		return err
 	}
-	return nil
+	found := search.Find()
+	if !found.CIDR.IsValid() || v.Room(p.UUID, int64(lease.Block{CIDR: found.CIDR}.Size())) != nil {
+		return nil
+	}
+	return t.to(ctx, v, p, found.CIDR, found.Goal)
 }
 
 // uses looks at what this node leases of a pool.
