@@ -146,3 +146,22 @@ func TestAheadOfBoth(t *testing.T) {
 		}
 	})
 }
+
+// TestLateStore: an agent that starts before its registry's store joins later.
+func TestLateStore(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]]}`, 1)
+		defer b.end()
+		n := b.nodes[0]
+		n.stop()
+		n.down = 30
+		n.start() // it is ready without
+		if err := n.Away(); err == nil {
+			t.Error("the registry is followed, and the store was not reached")
+		}
+		time.Sleep(30 * time.Second)
+		if _, _, err := n.add(""); err != nil {
+			t.Error(err)
+		}
+	})
+}
