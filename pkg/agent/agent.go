@@ -104,6 +104,9 @@ func (c *Config) member(s *shelf, log *slog.Logger, reg *prometheus.Registry) (*
 	if c.Registry == nil {
 		return nil, nil
 	}
+	if text := c.Registry.exposed(); text != "" {
+		log.Warn(text)
+	}
 	return cluster.New(cluster.Config{Open: c.Registry.open, Ledger: s, Node: c.NodeName, Log: log, Registry: reg})
 }
 
