@@ -165,3 +165,23 @@ func TestLateStore(t *testing.T) {
 		}
 	})
 }
+
+// TestNewPool: the first ADD from a pool, however soon, leases no more than it
+// needs.
+func TestNewPool(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, "", 1)
+		defer b.end()
+		b.pool(`{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"fd00::/64"}]]}`)
+		if _, _, err := b.nodes[0].add(""); err != nil {
+			t.Fatal(err)
+		}
+		v, err := b.reg.View(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if blocks := v.Seen(v.Pools["a"].Value.UUID); len(blocks) != 1 {
+			t.Errorf("it leases %d blocks", len(blocks))
+		}
+	})
+}
