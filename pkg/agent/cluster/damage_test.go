@@ -1,10 +1,12 @@
 package cluster
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 )
 
@@ -182,6 +184,47 @@ func TestNewPool(t *testing.T) {
 		}
 		if blocks := v.Seen(v.Pools["a"].Value.UUID); len(blocks) != 1 {
 			t.Errorf("it leases %d blocks", len(blocks))
+		}
+	})
+}
+
+// TestDelete: a pool of which nobody uses anything can be deleted, although nodes
+// lease ahead of need; one that is used goes on as it was.
+func TestDelete(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"sticky":true}`, 2)
+		defer b.end()
+		var ids []string
+		for i, n := range b.nodes {
+			id, _, err := n.add([]string{"", "ns/web-0"}[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, id)
+		}
+		var used *registry.InUseError
+		if err := b.reg.DeletePool(t.Context(), "a"); !errors.As(err, &used) {
+			t.Errorf("in use: %v", err)
+		}
+		time.Sleep(time.Second)
+		for i, n := range b.nodes {
+			id, _, err := n.add("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.del(id)
+			n.del(ids[i])
+		}
+		time.Sleep(time.Second)
+		if err := b.reg.DeletePool(t.Context(), "a"); err != nil {
+			t.Errorf("not in use: %v", err)
+		}
+		if v, err := b.reg.View(t.Context()); err != nil || len(v.Pools)+len(v.Blocks) != 0 {
+			for pool := range v.Blocks {
+				if len(v.Blocks[pool]) > 0 {
+					t.Errorf("left: %v, %v", v.Blocks, err)
+				}
+			}
 		}
 	})
 }
