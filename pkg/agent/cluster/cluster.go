@@ -183,6 +183,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	c.store.Store(&registry.Registry{Store: store, Now: c.conf.Now})
 	c.awaitLedger(ctx)
 	for {
+		began := time.Now()
 		err := c.live(ctx, failed, started)
 		if ctx.Err() != nil {
 			return nil
@@ -191,6 +192,11 @@ func (c *Cluster) Run(ctx context.Context) error {
 			return err
 		}
 		c.lose(err)
+		if errors.Is(err, registry.ErrSessionLost) && time.Since(began) > again {
+			// A process that was stopped for long goes on with what it leased, and
+			// may have been removed, or its session be a copy's, if that is faster.
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return nil

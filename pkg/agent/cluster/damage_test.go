@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam/registry"
@@ -225,6 +226,31 @@ func TestDelete(t *testing.T) {
 					t.Errorf("left: %v, %v", v.Blocks, err)
 				}
 			}
+		}
+	})
+}
+
+// TestSessionLost: an agent that has lost its session takes no time to come back.
+func TestSessionLost(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]]}`, 1)
+		defer b.end()
+		n := b.nodes[0]
+		time.Sleep(time.Minute)
+		v, err := b.reg.View(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		session, err := b.reg.Bind(t.Context(), v.Live[n.node.Node].Value, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if err := n.Away(); err != nil || session.Context().Err() == nil {
+			t.Errorf("it is not back: %v", err)
+		}
+		if !n.log.has("the session is lost") {
+			t.Error("it did not lose its session")
 		}
 	})
 }
