@@ -233,9 +233,20 @@ func (t *Trader) park(ctx context.Context, v *registry.View, p record.Pool) erro
 
 // balance leases ahead of need, and returns what has been idle.
 func (t *Trader) balance(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) error {
-	uses, err := t.uses(p)
-	if err != nil || len(uses) == 0 {
-		return err // nobody here has asked for an address yet
+	blocks, err := t.Ledger.Blocks(p.UUID)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for set := range p.Sets {
+		errs = append(errs, t.balanceSet(ctx, v, p, set, t.uses(p, set, blocks), me))
+	}
+	return errors.Join(errs...)
+}
+
+func (t *Trader) balanceSet(ctx context.Context, v *registry.View, p record.Pool, set int, uses []lease.Use, me lease.Node) error {
+	if len(uses) == 0 {
+		return nil // nobody here has asked for an address yet
 	}
 	perSecond := float64(t.Ledger.Demand(p.UUID)) / 2
 	free := 0
@@ -244,10 +255,15 @@ func (t *Trader) balance(ctx context.Context, v *registry.View, p record.Pool, m
 	}
 	size := lease.Block{CIDR: uses[0].CIDR}.Size()
 	if lease.Low(free, size, perSecond) {
-		return t.more(ctx, v, p, me)
+		return t.more(ctx, v, p, set, me)
 	}
+	grid, err := p.Grid(set)
+	if err != nil {
+		return err
+	}
+	seen := slices.DeleteFunc(v.Seen(p.UUID), func(s lease.Seen) bool { return !grid.Contains(s.Block.CIDR) })
+	leased := lease.Leased(seen, p.Sets[set].Size())
 	var errs []error
-	leased := lease.Leased(v.Seen(p.UUID), p.Sets[0].Size())
 	for _, cidr := range lease.Spare(uses, size, perSecond, leased, t.now().Sub(t.attached[p.UUID])) {
 		errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Return: true, Now: t.now().Truncate(time.Second)}))
 	}
@@ -255,37 +271,28 @@ func (t *Trader) balance(ctx context.Context, v *registry.View, p record.Pool, m
 }
 
 // more leases ahead: nobody waits, so nobody is asked.
-func (t *Trader) more(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) error {
-	for i := range p.Sets {
-		search, err := v.Search(p, i, lease.Search{Node: me, Now: t.now(), Attempt: t.refused[p.UUID]})
-		if err != nil {
-			return err
-		}
-		found := search.Find()
-		if !found.CIDR.IsValid() || v.Room(p.UUID, int64(lease.Block{CIDR: found.CIDR}.Size())) != nil {
-			continue
-		}
-		if err := t.to(ctx, v, p, found.CIDR, found.Goal); err != nil {
-			return err
-		}
+func (t *Trader) more(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node) error {
+	search, err := v.Search(p, set, lease.Search{Node: me, Now: t.now(), Attempt: t.refused[p.UUID]})
+	if err != nil {
+		return err
 	}
-	return nil
+	found := search.Find()
+	if !found.CIDR.IsValid() || v.Room(p.UUID, int64(lease.Block{CIDR: found.CIDR}.Size())) != nil {
+		return nil
+	}
+	return t.to(ctx, v, p, found.CIDR, found.Goal)
 }
 
-// uses looks at what this node leases of a pool.
-func (t *Trader) uses(p record.Pool) (uses []lease.Use, err error) {
-	blocks, err := t.Ledger.Blocks(p.UUID)
-	if err != nil {
-		return nil, err
-	}
+// uses looks at what this node leases of a range set.
+func (t *Trader) uses(p record.Pool, set int, blocks []ledger.Block) (uses []lease.Use) {
 	if t.used == nil {
 		t.used, t.attached = map[netip.Prefix]time.Time{}, map[string]time.Time{}
 	}
-	now, pool := t.now(), p.IPAM()
+	now := t.now()
 	for _, b := range blocks {
 		u := lease.Use{CIDR: b.CIDR}
 		for a, m := range b.Marks {
-			if _, usable := pool.Find(a); !usable || m.Status == lease.Giving {
+			if _, usable := p.Sets[set].Find(a); !usable || m.Status == lease.Giving {
 				continue
 			}
 			u.Mine++
@@ -305,5 +312,5 @@ func (t *Trader) uses(p record.Pool) (uses []lease.Use, err error) {
 		u.Idle = now.Sub(t.used[b.CIDR])
 		uses = append(uses, u)
 	}
-	return uses, nil
+	return uses
 }
