@@ -1,6 +1,7 @@
 package history_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"syscall"
@@ -46,7 +47,7 @@ func (s *storm) harm(wg *sync.WaitGroup) {
 func (n *nemesis) disturb(a *node) {
 	for !n.over() {
 		n.rest(time.Second, 8*time.Second)
-		switch n.choose.IntN(5) {
+		switch n.choose.IntN(6) {
 		case 0:
 			n.count("agent killed")
 			a.end(syscall.SIGKILL)
@@ -55,11 +56,11 @@ func (n *nemesis) disturb(a *node) {
 			n.count("agent stopped")
 			a.end(syscall.SIGTERM)
 			n.rest(0, 2*time.Second)
-		case 2:
+		case 2, 3:
 			n.count("agent frozen")
 			least, most := 300*time.Millisecond, 4*time.Second
-			if n.choose.IntN(4) == 0 {
-				least, most = 10*time.Second, 25*time.Second // DELs give up, and its session ends
+			if n.choose.IntN(2) == 0 {
+				least, most = 6*time.Second, 25*time.Second // DELs give up, and its session may end
 			}
 			a.signal(syscall.SIGSTOP)
 			n.rest(least, most)
@@ -72,7 +73,7 @@ func (n *nemesis) disturb(a *node) {
 				at = "ledger.intent.kept"
 			}
 			if n.choose.IntN(2) == 0 {
-				at = "#" + string(rune('1'+n.choose.IntN(9))) + string(rune('0'+n.choose.IntN(10)))
+				at = fmt.Sprintf("#%d", 1+n.choose.IntN(200))
 			}
 			a.start("UNDERLAY_FAULT=" + at)
 			if a.died(n.between(time.Second, 5*time.Second)) {
@@ -119,7 +120,7 @@ func (n *nemesis) cut() {
 // setClocks has the clock of one node jump.
 func (n *nemesis) setClocks() {
 	for !n.over() {
-		n.rest(500*time.Millisecond, 4*time.Second)
+		n.rest(300*time.Millisecond, 3*time.Second)
 		n.count("clock set")
 		n.bed.nodes[n.choose.IntN(hosts)].ahead(jumps[n.choose.IntN(len(jumps))])
 	}

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	if !ok {
 		os.Exit(m.Run())
 	}
-	o := Options{DataDir: os.Getenv("LEDGER_DATA"), RunDir: os.Getenv("LEDGER_RUN"), BootID: "boot-1"}
+	o := Options{DataDir: os.Getenv("LEDGER_DATA"), RunDir: os.Getenv("LEDGER_RUN"), BootID: "boot-1", MachineID: "machine"}
 	if err := run(o); err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
