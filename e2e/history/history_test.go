@@ -96,6 +96,7 @@ func TestHistory(t *testing.T) {
 	s.settle()
 	s.agree()
 	s.fill()
+	s.said()
 	for _, finding := range judge(s.history.calls, time.Minute) {
 		t.Error(finding)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -119,6 +120,22 @@ func (s *storm) agree() {
 		n.start()
 	}
 	s.bed.ready(time.Minute)
+}
+
+// said: no agent has found an address in use that is another node's, nor fallen
+// into a panic.
+func (s *storm) said() {
+	for _, n := range s.bed.nodes {
+		text, err := os.ReadFile(n.log.Name())
+		if err != nil {
+			s.t.Error(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, "level=ERROR") || strings.HasPrefix(line, "panic:") {
+				s.t.Errorf("%s: %s", n.Name, line)
+			}
+		}
+	}
 }
 
 // read looks into a ledger, and returns all addresses of the cluster's pools
