@@ -154,6 +154,12 @@ test-whole: root ## tests of the whole: repository rules, hosts on a switch
 	@$(call section,whole system)
 	go test -count=1 $$(go list ./e2e/... | grep -v -e /conformance$$ -e /vm/guest$$)
 
+.PHONY: test-history
+test-history: PACKAGES := ca-certificates iproute2 etcd-server
+test-history: root packages ## judge a cluster's history under kills, partitions, clock jumps (FOR=10m, SEED=)
+	@$(call section,history of a cluster)
+	HISTORY_FOR=$(or $(FOR),10m) HISTORY_SEED=$(SEED) go test -count=1 -timeout 3h -v -run TestHistory ./e2e/history
+
 .PHONY: test-guest
 test-guest: PACKAGES := ca-certificates iproute2 iputils-ping $(GUEST)
 test-guest: root packages ## tests for which most kernels lack something, on one that has it (RUN=TestName)

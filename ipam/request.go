@@ -85,6 +85,9 @@ type ReleaseRequest struct {
 	Attachment Attachment `json:"attachment"`
 	// Before, unless zero, spares records made at or after it.
 	Before time.Time `json:"before,omitzero"`
+	// Ledger is set by whoever spools a release that was to have no Before: the
+	// ID of the ledger in use then. In that ledger Before does not count.
+	Ledger string `json:"ledger,omitempty"`
 	// Since, unless zero, spares records made before it.
 	Since time.Time `json:"since,omitzero"`
 	// Undo releases without cooling: the addresses were never in use.

@@ -94,7 +94,7 @@ type Options struct {
 	BootID string
 	// MachineID goes into a new ledger; default: that of /etc/machine-id.
 	MachineID string
-	// Now is the wall clock; default time.Now.
+	// Now is the wall clock; default fault.Now.
 	Now func() time.Time
 	// ReadOnly opens for reading beside other readers, and changes nothing.
 	ReadOnly bool
@@ -105,7 +105,7 @@ func (o *Options) setDefaults() error {
 		return errors.New("ledger: DataDir and RunDir are required")
 	}
 	if o.Now == nil {
-		o.Now = time.Now
+		o.Now = fault.Now
 	}
 	if o.BootID == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -339,11 +340,22 @@ func (l *Ledger) sweepBoot() error {
 
 // Spool writes a release down for the next one who opens the ledger for
 // writing, in the folder released.d of the first of dirs that takes it: the
-// data folder, then the run folder. It needs no lock. Records made after the
-// call are spared (ReleaseRequest.Before).
+// data folder, then the run folder. It needs no lock.
+//
+// Records made after the call are spared, without a clock that may have been set
+// back since they were made: nobody allocates before what was spooled is applied.
+// That does not hold for a ledger that was rebuilt, since its records are of what
+// is alive; so there the clock has to do (ReleaseRequest.Before).
 func Spool(dirs []string, req ipam.ReleaseRequest) error {
 	if err := checkRelease(req); err != nil {
 		return err
+	}
+	if req.Before.IsZero() {
+		for _, dir := range dirs {
+			if m, err := readMark(filepath.Join(dir, markName)); err == nil && m.id != "" {
+				req.Ledger = m.id
+			}
+		}
 	}
 	if err := spool.Write(dirs, req); err != nil {
 		return fmt.Errorf("spool the release of %s: %w", req.Attachment, err)
@@ -379,6 +391,9 @@ func (l *Ledger) drain() error {
 	}
 	err := l.update(func(t *tx) error {
 		for _, req := range reqs {
+			if req.Ledger == string(t.node()) {
+				req.Before = time.Time{}
+			}
 			if _, err := t.releaseKnown(req); err != nil {
 				return err
 			}

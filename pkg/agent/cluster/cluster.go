@@ -30,6 +30,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/leases"
+	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 const (
@@ -67,7 +68,7 @@ type Config struct {
 	Log  *slog.Logger
 	// Registry takes the metrics.
 	Registry prometheus.Registerer
-	// Now is the wall clock; default time.Now.
+	// Now is the wall clock; default fault.Now.
 	Now func() time.Time
 }
 
@@ -104,7 +105,7 @@ func New(conf Config) (*Cluster, error) {
 		return nil, errors.New("cluster: Open, Ledger, Log and Registry are required")
 	}
 	if conf.Now == nil {
-		conf.Now = time.Now
+		conf.Now = fault.Now
 	}
 	c := &Cluster{
 		conf: conf, log: conf.Log, metrics: newMetrics(conf.Registry), ready: make(chan struct{}), dirty: make(chan struct{}, 1), mu: newLock(),
