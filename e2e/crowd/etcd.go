@@ -112,7 +112,7 @@ func (s *Server) Load() (l Load, err error) {
 			l.Out += value
 		}
 	}
-	l.CPU, err = cpu(s.cmd.Process.Pid)
+	l.CPU, err = CPU(s.cmd.Process.Pid)
 	return l, err
 }
 
@@ -168,8 +168,8 @@ func label(sample, name string) string {
 	return value
 }
 
-// cpu is the time that a process has run for.
-func cpu(pid int) (time.Duration, error) {
+// CPU is the time that a process has run for.
+func CPU(pid int) (time.Duration, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err

@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,9 +51,6 @@ const (
 	again  = time.Second
 	seldom = 5 * time.Second
 )
-
-// some is a time that is another one on each node, from half of d on.
-func some(d time.Duration) time.Duration { return d/2 + rand.N(d/2) }
 
 // Ledger is the agent's.
 type Ledger interface {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -187,3 +188,6 @@ func names(v *registry.View, n lease.Node) bool {
 	_, known := v.Nodes[n]
 	return known
 }
+
+// some is a time that is another one on each node, from half of d on.
+func some(d time.Duration) time.Duration { return d/2 + rand.N(d/2) }
