@@ -173,7 +173,7 @@ conformance: root packages ## the reference plugins' own specs, 168 of macvlan a
 	go test -count=1 -v ./e2e/conformance
 
 .PHONY: bench
-bench: PACKAGES := ca-certificates $(GUEST)
+bench: PACKAGES := ca-certificates etcd-server $(GUEST)
 bench: root packages build ## measure ours beside the reference (ARGS="-rounds 80 -json"; ARGS=-h lists them)
 	@go run ./e2e/bench -bin $(BIN) $(ARGS)
 

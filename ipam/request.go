@@ -85,9 +85,11 @@ type ReleaseRequest struct {
 	Attachment Attachment `json:"attachment"`
 	// Before, unless zero, spares records made at or after it.
 	Before time.Time `json:"before,omitzero"`
-	// Ledger is set by whoever spools a release that was to have no Before: the
-	// ID of the ledger in use then. In that ledger Before does not count.
+	// Ledger and Seq are set by whoever spools a release that was to have no
+	// Before: the ID of the ledger in use then, and its last transaction. In that
+	// ledger Before does not count, unless it was rebuilt since.
 	Ledger string `json:"ledger,omitempty"`
+	Seq    uint64 `json:"seq,omitempty"`
 	// Since, unless zero, spares records made before it.
 	Since time.Time `json:"since,omitzero"`
 	// Undo releases without cooling: the addresses were never in use.

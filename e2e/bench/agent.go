@@ -21,10 +21,14 @@ import (
 const (
 	sectionAgent     = "IPAM alone, without an agent and with one"
 	sectionWithAgent = "macvlan, without an agent and with one"
+	sectionPools     = "IPAM through the agent, a local pool and a cluster's"
 	sectionClients   = "IPAM through the agent, 32 clients, addresses of a /16 held"
 
 	alone     = "without"
 	withAgent = "with"
+
+	localPool   = "local pool"
+	clusterPool = "cluster pool, free space on the node"
 
 	clients       = 32
 	heldFew       = "100 held"
@@ -39,7 +43,46 @@ func (b *bench) agent(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := b.comparePools(ctx); err != nil {
+		return err
+	}
 	return b.shared(ctx)
+}
+
+// comparePools measures IPAM from a local pool and from a cluster pool of which
+// the node leases enough, both through an agent.
+func (b *bench) comparePools(ctx context.Context) (err error) {
+	if err := loopbackUp(); err != nil {
+		return err
+	}
+	s, _, err := b.serve(ctx, "pools", `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.10.0.0/16","gateway":"10.10.0.1"}]],"routes":[{"dst":"0.0.0.0/0"}],"blockPrefix":{"ipv4":24}}`)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Stop()) }()
+	var variants []variant
+	for _, name := range []string{localPool, clusterPool} {
+		dir := filepath.Join(b.scratch, "agent", "pools", fmt.Sprint(len(variants)))
+		place := object{"dataDir": filepath.Join(dir, "data"), "runDir": filepath.Join("/run", "agent", "pools", fmt.Sprint(len(variants)))}
+		conf := object{"type": "underlay", "ipam": ipv4.ipam("underlay"), "dataDir": place["dataDir"], "runDir": place["runDir"]}
+		if name == clusterPool {
+			conf["ipam"] = object{"type": "underlay", "pool": "a"}
+			place["registry"] = object{"etcd": object{"endpoints": []string{s.Endpoint}}}
+		}
+		place["nodeName"] = "n1"
+		v, err := newVariant(name, b.bin, dir, conf)
+		if err != nil {
+			return err
+		}
+		cmd, err := b.launchAgent(ctx, place)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, stopAgent(cmd)) }()
+		variants = append(variants, v)
+	}
+	// The first rounds, which are not counted, lease the blocks.
+	return b.alternate(ctx, sectionPools, b.rounds, variants)
 }
 
 // compareAgent measures a plugin with an agent and without, one at a time.
@@ -70,12 +113,17 @@ func (b *bench) compareAgent(ctx context.Context, section string) (err error) {
 
 // startAgent starts an agent on a configuration's folders, ready.
 func (b *bench) startAgent(ctx context.Context, conf object) (stop func() error, err error) {
-	dataDir, runDir := conf["dataDir"].(string), conf["runDir"].(string)
-	text, err := json.Marshal(object{"dataDir": dataDir, "runDir": runDir})
+	cmd, err := b.launchAgent(ctx, object{"dataDir": conf["dataDir"], "runDir": conf["runDir"]})
+	return func() error { return stopAgent(cmd) }, err
+}
+
+// launchAgent starts an agent of a configuration, and waits until it listens.
+func (b *bench) launchAgent(ctx context.Context, conf object) (*exec.Cmd, error) {
+	text, err := json.Marshal(conf)
 	if err != nil {
 		return nil, err
 	}
-	file := filepath.Join(filepath.Dir(dataDir), "underlayd.json")
+	file := filepath.Join(filepath.Dir(conf["dataDir"].(string)), "underlayd.json")
 	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, text, 0o600)); err != nil {
 		return nil, err
 	}
@@ -83,17 +131,18 @@ func (b *bench) startAgent(ctx context.Context, conf object) (stop func() error,
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	stop = func() error {
-		return errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait())
-	}
-	socket := filepath.Join(runDir, "cni.sock")
+	socket := filepath.Join(conf["runDir"].(string), "cni.sock")
 	for range 1000 {
 		if _, err = os.Stat(socket); err == nil {
-			return stop, nil
+			return cmd, nil
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	return nil, errors.Join(err, stop())
+	return nil, errors.Join(err, stopAgent(cmd))
+}
+
+func stopAgent(cmd *exec.Cmd) error {
+	return errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait())
 }
 
 // shared has many clients at once allocate and release addresses of one pool,
@@ -186,6 +235,9 @@ func (b *bench) atOnce(name, verb string, n int, call func(i int) error) error {
 func (r *Report) judgeAgent(judge func(what string, limit float64, atLeast bool, measured float64)) {
 	if without, with := r.find(sectionAgent, alone, "ADD"), r.find(sectionAgent, withAgent, "ADD"); without != nil && with != nil {
 		judge("IPAM alone, ADD without an agent: x with one", 1.3, false, without.MedianMS/with.MedianMS)
+	}
+	if local, leased := r.find(sectionPools, localPool, "ADD"), r.find(sectionPools, clusterPool, "ADD"); local != nil && leased != nil {
+		judge("IPAM through the agent, ADD from a cluster pool: x from a local one", 1.2, false, leased.MedianMS/local.MedianMS)
 	}
 	few, many := r.find(sectionClients, heldFew, "ADD"), r.find(sectionClients, heldMany, "ADD")
 	if few != nil && many != nil {

@@ -2,6 +2,7 @@ package lease
 
 import (
 	"cmp"
+	"iter"
 	"math"
 	"net/netip"
 	"slices"
@@ -117,11 +118,16 @@ func (w Want) Turn(me Node, blocks []Seen) (wait time.Duration, ok bool) {
 }
 
 // Leased is the share of a pool's addresses that belong to nodes.
-func Leased(blocks []Seen, size uint64) float64 {
+func Leased(blocks iter.Seq[Seen], size uint64) float64 {
 	n := 0
-	for _, s := range blocks {
-		for _, count := range s.Block.Nodes() {
-			n += count
+	for s := range blocks {
+		if s.Block.Owner != "" {
+			n += s.Block.Size() - len(s.Block.Given)
+		}
+		for _, e := range s.Block.Given {
+			if e.Node != "" {
+				n++
+			}
 		}
 	}
 	return float64(n) / math.Max(1, float64(size))

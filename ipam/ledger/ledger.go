@@ -36,6 +36,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/ipam/ledger/demand"
 	"github.com/underlay-cni/underlay/ipam/ledger/mark"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
@@ -128,7 +129,7 @@ type Ledger struct {
 	id   string
 
 	queue  queue
-	demand demand
+	demand demand.Counter
 
 	mu   sync.Mutex // orders transactions and their marks
 	mark *os.File   // nil where there is none to be written

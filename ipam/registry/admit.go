@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -48,6 +49,53 @@ func (v *View) Admit(pool string, rev lease.Rev) error {
 		return ErrOld
 	}
 	return v.Room(pool, 0)
+}
+
+// Admit is View.Admit on what the registry holds now, of which it reads no more
+// than it takes: the pool, and for a tenant with a quota the blocks that count
+// against it. name is the pool's, which keeps it for life. closed is why the node
+// may not use what it got; err is why nobody can say.
+//
+// The reads are not of one moment, and need not be: each comes after the record
+// of revision rev, so of the records that together are over a quota, whoever
+// wrote the last one sees the others here.
+func (r Registry) Admit(ctx context.Context, name, pool string, rev lease.Rev) (closed, err error) {
+	v := NewView(List{})
+	read := func(prefix string) error {
+		l, err := r.Store.List(ctx, prefix)
+		if err != nil {
+			return fmt.Errorf("list %s: %w", prefix, err)
+		}
+		if l.Rev < rev {
+			return ErrOld
+		}
+		v.Apply(Batch(l))
+		return nil
+	}
+	// A pool's or a tenant's own key; what else begins like it does no harm.
+	if err := read(record.PoolFolder + name); err != nil {
+		return nil, err
+	}
+	tenant := v.Pools[name].Value.Tenant
+	if tenant != "" {
+		if err := read(record.TenantFolder + tenant); err != nil {
+			return nil, err
+		}
+	}
+	if v.Tenants[tenant].Value.Quota != 0 {
+		if err := read(record.PoolFolder); err != nil {
+			return nil, err
+		}
+		for _, p := range v.Pools {
+			if p.Value.Tenant != tenant {
+				continue
+			}
+			if err := read(record.BlockFolder + p.Value.UUID + "/"); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return v.Admit(pool, rev), nil
 }
 
 // Room reports whether a node may lease or claim n more addresses of the pool.

@@ -46,8 +46,11 @@ const (
 	pause = 20 * time.Millisecond
 	// roundTime is how long a round may keep an ADD from the registry.
 	roundTime = 10 * time.Second
-	// again is when to join anew after the registry was lost.
-	again = time.Second
+	// again is when to join anew after the registry was lost, later each time in
+	// a row until it is seldom: whoever joins reads all of it, and after an outage
+	// the whole cluster comes at once.
+	again  = time.Second
+	seldom = 5 * time.Second
 )
 
 // Ledger is the agent's.
@@ -180,7 +183,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	defer end()
 	c.store.Store(&registry.Registry{Store: store, Now: c.conf.Now})
 	c.awaitLedger(ctx)
-	for {
+	for wait := again; ; wait = min(2*wait, seldom) {
 		err := c.live(ctx, failed, started)
 		if ctx.Err() != nil {
 			return nil
@@ -188,11 +191,14 @@ func (c *Cluster) Run(ctx context.Context) error {
 		if errors.As(err, new(*brokenError)) {
 			return err
 		}
+		if c.apart.Load() == nil {
+			wait = again
+		}
 		c.lose(err)
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(again):
+		case <-time.After(some(wait)):
 		}
 	}
 }
@@ -242,7 +248,7 @@ func (c *Cluster) tellLocked(what string, err error) {
 // live joins the cluster and follows the registry until something ends that.
 func (c *Cluster) live(ctx context.Context, failed <-chan error, started func()) error {
 	r := *c.store.Load()
-	session, err := c.join(ctx, r)
+	session, list, err := c.join(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -253,7 +259,7 @@ func (c *Cluster) live(ctx context.Context, failed <-chan error, started func())
 	}()
 	group, ctx := errgroup.WithContext(session.Context())
 	group.Go(func() error {
-		return registry.Follow(ctx, r.Store, c.mu, c.linger, c.seen)
+		return registry.Follow(ctx, r.Store, list, c.mu, c.linger, c.seen)
 	})
 	group.Go(func() error { return c.rounds(ctx, started) })
 	group.Go(func() error { return c.audit(ctx, r) })
@@ -276,16 +282,17 @@ func (c *Cluster) linger(ctx context.Context, err error, failures int) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-time.After(min(again, time.Duration(failures)*again/10)):
+	case <-time.After(some(min(seldom, time.Duration(failures)*again/10))):
 		return nil
 	}
 }
 
-// join enrolls the node and opens its session.
-func (c *Cluster) join(ctx context.Context, r registry.Registry) (registry.Session, error) {
+// join enrolls the node and opens its session. list is what the registry held
+// before, from which on it can be followed; the zero List where that is not so.
+func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Session, list registry.List, err error) {
 	var past lease.Past
 	var live record.Live
-	err := c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
+	err = c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
 		if past, err = l.Past(); err != nil {
 			return err
 		}
@@ -298,15 +305,18 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (registry.Sessi
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, list, err
 	}
 	known, err := r.Open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, list, err
 	}
-	back, err := c.wentBack(ctx, r)
+	if list, err = r.List(ctx); err != nil {
+		return nil, list, err
+	}
+	back, err := c.wentBack(r, list)
 	if err != nil {
-		return nil, err
+		return nil, list, err
 	}
 	// A node that has never met a registry has nothing to say again.
 	if past.Cluster == "" {
@@ -315,32 +325,30 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (registry.Sessi
 	n := record.Node{Node: live.Node, Name: c.conf.Node, Machine: live.Machine, Asserted: past.Epoch.Number}
 	err = r.Enroll(ctx, n)
 	if errors.Is(err, registry.ErrRemoved) {
-		return nil, errors.Join(err, c.renew())
+		return nil, list, errors.Join(err, c.renew())
 	}
 	if err != nil {
-		return nil, err
+		return nil, list, err
 	}
 	if back != nil {
 		if err := r.Freeze(ctx, *back); err != nil {
-			return nil, err
+			return nil, list, err
 		}
+		list = registry.List{} // in it all is well
 	}
 	session, err := r.Bind(ctx, live, sessionTTL)
 	if err != nil {
-		return nil, err
+		return nil, list, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.node, c.session, c.trader = n, session, nil
-	return session, nil
+	return session, list, nil
 }
 
 // wentBack looks, before anything is written, whether the registry was further.
-func (c *Cluster) wentBack(ctx context.Context, r registry.Registry) (back *record.Frozen, err error) {
-	v, err := r.View(ctx)
-	if err != nil {
-		return nil, err
-	}
+func (c *Cluster) wentBack(r registry.Registry, list registry.List) (back *record.Frozen, err error) {
+	v := registry.NewView(list)
 	return back, c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
 		back, err = (&leases.Trader{Ledger: l, Registry: r}).Return(v, lease.Rev(c.highest.Load()))
 		return err
@@ -364,7 +372,7 @@ func (c *Cluster) renew() error {
 }
 
 // seen takes over the view of the registry. It is called with c.mu held.
-func (c *Cluster) seen(v *registry.View) error {
+func (c *Cluster) seen(v *registry.View, news registry.News) error {
 	c.fresh = c.fresh || c.view != v
 	c.view = v
 	if epoch := v.Cluster.Value.Epoch; epoch != c.epoch {
@@ -375,8 +383,10 @@ func (c *Cluster) seen(v *registry.View) error {
 	c.apart.Store(nil)
 	c.metrics.connected.Set(1)
 	c.metrics.unread.Set(float64(len(v.Unread)))
-	c.Stir()
-	c.news.tell()
+	if news.For(c.node.Node) {
+		c.Stir()
+		c.news.tell()
+	}
 	return nil
 }
 

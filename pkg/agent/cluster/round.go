@@ -216,3 +216,6 @@ func names(v *registry.View, n lease.Node) bool {
 	_, known := v.Nodes[n]
 	return known
 }
+
+// some is a time that is another one on each node, from half of d on.
+func some(d time.Duration) time.Duration { return d/2 + rand.N(d/2) }

@@ -141,7 +141,7 @@ func (t *Trader) ask(ctx context.Context, v *registry.View, p record.Pool, me le
 		}
 	}
 	have := 0
-	for _, s := range v.Seen(p.UUID) {
+	for _, s := range v.Named(p.UUID, me) {
 		have += s.Block.Nodes()[me]
 	}
 	// Refused or not, one is up then.

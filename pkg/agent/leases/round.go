@@ -105,10 +105,8 @@ func (t *Trader) tend(ctx context.Context, v *registry.View, p record.Pool, me l
 		return err
 	}
 	goals := map[netip.Prefix]lease.Goal{}
-	for _, s := range v.Seen(p.UUID) {
-		if s.Block.Names(me) {
-			goals[s.Block.CIDR] = lease.Goal{}
-		}
+	for _, s := range v.Named(p.UUID, me) {
+		goals[s.Block.CIDR] = lease.Goal{}
 	}
 	for _, b := range blocks {
 		goals[b.CIDR] = lease.Goal{Tag: b.Keys}
@@ -130,10 +128,8 @@ func (t *Trader) confirm(ctx context.Context, v *registry.View, pools []record.P
 		t.first = map[string]map[netip.Prefix]lease.Rev{}
 		for _, p := range pools {
 			t.first[p.UUID] = map[netip.Prefix]lease.Rev{}
-			for _, s := range v.Seen(p.UUID) {
-				if s.Block.Names(me) {
-					t.first[p.UUID][s.Block.CIDR] = s.Rev
-				}
+			for _, s := range v.Named(p.UUID, me) {
+				t.first[p.UUID][s.Block.CIDR] = s.Rev
 			}
 		}
 	}
@@ -186,20 +182,20 @@ func (t *Trader) answer(ctx context.Context, v *registry.View, p record.Pool, me
 	if left := turn - t.now().Sub(t.flags[f]); left > 0 {
 		return left, nil
 	}
-	latest, err := t.Registry.View(ctx)
-	if err != nil {
+	// Others may have answered since the view was told.
+	if up, err := t.Registry.Raised(ctx, p.UUID, w); err != nil || !up {
 		return 0, err
 	}
-	if again, up := latest.Wants[p.UUID][w.Node]; !up || again.Rev != w.Rev || w.Answered(latest.Seen(p.UUID)) {
-		return 0, nil
+	if err := t.Registry.Refresh(ctx, v, p.UUID); err != nil || w.Answered(v.Seen(p.UUID)) {
+		return 0, err
 	}
 	spares, err := t.Ledger.Spares(p.UUID, maxSpares)
 	if err != nil {
 		return 0, err
 	}
 	for _, s := range spares {
-		if cidr, ok := blockOf(latest, p, s.Address); ok && !s.Strict {
-			return 0, t.to(ctx, latest, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{s.Address: {Node: w.Node}}})
+		if cidr, ok := blockOf(v, p, s.Address); ok && !s.Strict {
+			return 0, t.to(ctx, v, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{s.Address: {Node: w.Node}}})
 		}
 	}
 	return 0, nil
@@ -261,8 +257,14 @@ func (t *Trader) balanceSet(ctx context.Context, v *registry.View, p record.Pool
 	if err != nil {
 		return err
 	}
-	seen := slices.DeleteFunc(v.Seen(p.UUID), func(s lease.Seen) bool { return !grid.Contains(s.Block.CIDR) })
-	leased := lease.Leased(seen, p.Sets[set].Size())
+	ofSet := func(yield func(lease.Seen) bool) {
+		for cidr, s := range v.Blocks[p.UUID] {
+			if grid.Contains(cidr) && !yield(s) {
+				return
+			}
+		}
+	}
+	leased := lease.Leased(ofSet, p.Sets[set].Size())
 	var errs []error
 	for _, cidr := range lease.Spare(uses, size, perSecond, leased, t.now().Sub(t.attached[p.UUID])) {
 		errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Return: true, Now: t.now().Truncate(time.Second)}))

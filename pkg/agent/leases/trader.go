@@ -109,13 +109,9 @@ func (t *Trader) act(ctx context.Context, p record.Pool, s lease.Seen, g lease.G
 // learn takes a record into the ledger. Whether the pool is open is judged by
 // what the registry held at the record's revision or later.
 func (t *Trader) learn(ctx context.Context, p record.Pool, s lease.Seen) error {
-	v, err := t.Registry.View(ctx)
+	closed, err := t.Registry.Admit(ctx, p.Name, p.UUID, s.Rev)
 	if err != nil {
 		return err
-	}
-	closed := v.Admit(p.UUID, s.Rev)
-	if errors.Is(closed, registry.ErrOld) {
-		return closed
 	}
 	lost, err := t.Ledger.Learn(p.UUID, s, closed == nil)
 	if err == nil && len(lost) > 0 && t.Lost != nil {
