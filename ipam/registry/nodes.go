@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,6 +65,10 @@ func (r Registry) Enroll(ctx context.Context, n record.Node) error {
 	if gone.Rev != 0 {
 		return fmt.Errorf("node %s: %w", n.Node, ErrRemoved)
 	}
+	// One that nobody can read would keep all nodes from trading.
+	if _, err := record.DecodeNode(record.EncodeNode(n)); err != nil {
+		return err
+	}
 	return r.edit(ctx, record.NodeFolder+string(n.Node), func(i Item) ([]byte, error) {
 		if i.Rev != 0 {
 			old, err := record.DecodeNode(i.Value)
@@ -98,7 +103,7 @@ func (r Registry) Remove(ctx context.Context, n lease.Node, rest time.Duration) 
 		return fmt.Errorf("node %s: %w: %w", n, ErrUnread, why)
 	}
 	node, known := v.Nodes[n]
-	if !known && len(v.named(n)) == 0 {
+	if !known && len(v.named(n)) == 0 && !slices.Contains(v.UnreadNodes(), n) {
 		return fmt.Errorf("node %s: %w", n, ErrNoNode)
 	}
 	return r.edit(ctx, record.GoneFolder+string(n), func(i Item) ([]byte, error) {

@@ -33,6 +33,9 @@ func TestOpenAndEnroll(t *testing.T) {
 	if n := view(t, r).Nodes[n1].Value; n.Asserted != 1 || n.Name != "n1" || n.Addresses[0] != addr {
 		t.Errorf("%+v", n)
 	}
+	if err := r.Enroll(ctx, record.Node{Node: n2, Name: "a name"}); err == nil || len(view(t, r).Unread) > 0 {
+		t.Errorf("a name that nobody can read: %v, unread: %v", err, view(t, r).Unread)
+	}
 	if err := r.Enroll(ctx, record.Node{Node: n1, Name: "n1", Machine: "other"}); !errors.Is(err, registry.ErrCopied) {
 		t.Errorf("a copy of the ledger: %v", err)
 	}
@@ -44,6 +47,31 @@ func TestOpenAndEnroll(t *testing.T) {
 		return err
 	}(); !errors.Is(err, registry.ErrNotEmpty) {
 		t.Errorf("without its record: %v", err)
+	}
+}
+
+// TestUnreadNode: a node whose record cannot be read may have asserted nothing,
+// until it is removed; what is no node's keeps nobody waiting.
+func TestUnreadNode(t *testing.T) {
+	t.Parallel()
+	s := memstore.New()
+	r := registry.Registry{Store: s}
+	if _, err := r.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.Put(record.NodeFolder+"junk", []byte("junk"))
+	if v := view(t, r); v.Present(n1).Waits || len(v.Unread) != 1 {
+		t.Errorf("a key of no node: %+v, %v", v.Present(n1), v.Unread)
+	}
+	s.Put(record.NodeFolder+string(n2), []byte(`{"version":2}`))
+	if v := view(t, r); !v.Present(n1).Waits {
+		t.Error("nobody waits for a node whose record cannot be read")
+	}
+	if err := r.Remove(t.Context(), n2, 0); err != nil {
+		t.Fatal(err)
+	}
+	if v := view(t, r); v.Present(n1).Waits {
+		t.Error("a node that was removed is waited for")
 	}
 }
 

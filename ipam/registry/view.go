@@ -263,17 +263,28 @@ func (v *View) Present(n lease.Node) lease.Present {
 			p.Waits = true
 		}
 	}
-	for key := range v.Unread {
-		p.Waits = p.Waits || strings.HasPrefix(key, record.NodeFolder)
-	}
+	p.Waits = p.Waits || len(v.UnreadNodes()) > 0
 	return p
+}
+
+// UnreadNodes are the nodes, not removed, whose record cannot be read: what they
+// have asserted is unknown. A key that names no ledger is no node's.
+func (v *View) UnreadNodes() (nodes []lease.Node) {
+	for key := range v.Unread {
+		n, ok := strings.CutPrefix(key, record.NodeFolder)
+		if _, gone := v.Gone[lease.Node(n)]; ok && !gone && record.ValidUUID(n) {
+			nodes = append(nodes, lease.Node(n))
+		}
+	}
+	return nodes
 }
 
 // Follow calls f with a view of the registry and again after each change, with
 // whom that is about, until ctx ends or f returns an error. It begins with a list
 // of all that the caller has read, or reads one if that is the zero List. A watch
 // that breaks, or cannot go on from where it was, leads to a full new list, which
-// is about everybody. pause is called after each failure, with how many there were in a row; an error of it ends Follow too.
+// is about everybody. pause is called after each failure, with how many there
+// were in a row; an error of it ends Follow too.
 // The view is changed in place, under mu, as f is called under it: who has mu
 // may read and change the last one.
 func Follow(ctx context.Context, s Store, l List, mu sync.Locker, pause func(ctx context.Context, err error, failures int) error, f func(*View, News) error) error {

@@ -95,6 +95,12 @@ func (c *Config) complete() error {
 	if len(c.NodeName) > 253 || strings.ContainsFunc(c.NodeName, func(r rune) bool { return r <= ' ' || r == '/' || r == 0x7f }) {
 		return &ipam.FieldError{Place: "nodeName", Msg: fmt.Sprintf("%.40q has blanks or slashes, or is longer than 253 octets", c.NodeName)}
 	}
+	if c.Registry != nil {
+		// The other nodes have to read it.
+		if err := ipam.CheckName("nodeName", c.NodeName); err != nil {
+			return err
+		}
+	}
 	place := client.New(c.DataDir, c.RunDir)
 	c.DataDir, c.RunDir = place.Options().DataDir, place.Options().RunDir
 	return place.CheckPlace()

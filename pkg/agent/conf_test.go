@@ -38,6 +38,7 @@ func TestLoadConfig(t *testing.T) {
 		{"nothing", ``, Config{}, "", "unexpected end"},
 		{"relative", `{"dataDir":"d"}`, Config{}, "dataDir", "not an absolute path"},
 		{"node with a slash", `{"nodeName":"a/b"}`, Config{}, "nodeName", "slashes"},
+		{"node without a name that others can read", `{"nodeName":"näme","registry":{"etcd":{"endpoints":["https://192.0.2.1:2379"]}}}`, Config{}, "nodeName", "may hold letters"},
 		{"no registry", `{"registry":{}}`, Config{}, "registry", "has to be one of"},
 		{"two registries", `{"registry":{"etcd":{},"embedded":{}}}`, Config{}, "registry", "has to be one of"},
 		{"etcd nowhere", `{"registry":{"etcd":{}}}`, Config{}, "registry.etcd.endpoints", "is missing"},

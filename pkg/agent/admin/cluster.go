@@ -179,6 +179,9 @@ func clusterStatus(reg registry.Registry, r *http.Request) (any, error) {
 			out.Waiting = append(out.Waiting, *named(v, n))
 		}
 	}
+	for _, n := range slices.Sorted(slices.Values(v.UnreadNodes())) {
+		out.Waiting = append(out.Waiting, *named(v, n))
+	}
 	for _, key := range slices.Sorted(maps.Keys(v.Unread)) {
 		out.Unread = append(out.Unread, api.Unread{Key: key, Reason: v.Unread[key].Error()})
 	}

@@ -45,6 +45,9 @@ func leasedByNode(v *registry.View) map[lease.Node]map[string]int {
 	for n := range v.Nodes {
 		know(n)
 	}
+	for _, n := range v.UnreadNodes() {
+		know(n)
+	}
 	for n := range v.Gone {
 		know(n)
 	}

@@ -46,6 +46,8 @@ const (
 	pause = 20 * time.Millisecond
 	// roundTime is how long a round may keep an ADD from the registry.
 	roundTime = 10 * time.Second
+	// sweepAgain is when to free again what was left of a removed node.
+	sweepAgain = time.Minute
 	// again is when to join anew after the registry was lost, later each time in
 	// a row until it is seldom: whoever joins reads all of it, and after an outage
 	// the whole cluster comes at once.

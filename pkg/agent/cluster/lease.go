@@ -82,7 +82,7 @@ func (w *wait) run(ctx context.Context) (ipam.Allocation, error) {
 		}
 		switch {
 		case !over:
-		case errors.As(why, new(*leases.HolderError)), errors.As(why, new(*ipam.TakenError)), w.sticky == ipam.StickyStrict && errors.As(why, new(*AwayError)):
+		case errors.As(why, new(*leases.HolderError)), errors.As(why, new(*ipam.TakenError)), w.sticky == ipam.StickyStrict && alone(why):
 			return ipam.Allocation{}, why
 		default:
 			a, err := w.try()
@@ -104,7 +104,7 @@ func (w *wait) step(ctx context.Context) (a ipam.Allocation, done bool, why erro
 	unlock := sync.OnceFunc(c.mu.Unlock)
 	defer unlock()
 	got, why := w.need(ctx)
-	away := errors.As(why, new(*AwayError))
+	away := alone(why)
 	if away {
 		// An owner gets what there is here, unless it must be no other than what
 		// it may have elsewhere.
@@ -184,6 +184,12 @@ func (w *wait) settle(ctx context.Context) {
 			c.log.Warn("an owner is not in the registry yet", "pool", w.req.Cluster, "err", err)
 		}
 	}
+}
+
+// alone reports whether the node has to do with what it leases: the registry is
+// out of reach, or nobody may trade in it.
+func alone(why error) bool {
+	return errors.As(why, new(*AwayError)) || errors.As(why, new(*leases.StandingError))
 }
 
 // parkedHere reports whether an owner's address rests on this node.
@@ -305,6 +311,10 @@ func (c *Cluster) unknown(ctx context.Context, name string) error {
 	}
 	if _, ok := v.Pools[name]; ok {
 		return nil // the watch is about to tell of it
+	}
+	if why := v.Unread[record.PoolFolder+name]; why != nil {
+		return &ipam.FieldError{Place: "ipam.pool", Code: ipam.CodeTryAgainLater,
+			Msg: fmt.Sprintf("this version cannot read what the registry says of pool %q: %v; see: underlayctl registry status", name, why)}
 	}
 	return &ipam.FieldError{Place: "ipam.pool", Code: ipam.CodeTryAgainLater,
 		Msg: fmt.Sprintf("the registry knows no pool %q; see: underlayctl pool list", name)}

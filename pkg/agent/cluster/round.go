@@ -190,6 +190,10 @@ func (c *Cluster) sweepLocked(ctx context.Context) error {
 			return err
 		}
 		c.log.Info("freed what a removed node had", "removed", g.Value.Name, "uuid", n, "left", left)
+		if left > 0 {
+			// A record that cannot be read stays until somebody mends it.
+			c.gone[n] = c.conf.Now().Add(sweepAgain - g.Value.Rest)
+		}
 	}
 	return nil
 }

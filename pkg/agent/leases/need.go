@@ -39,6 +39,9 @@ func (t *Trader) Need(ctx context.Context, v *registry.View, p record.Pool, set 
 	if err != nil {
 		return false, err
 	}
+	if err := t.trading(v, me); err != nil {
+		return false, err
+	}
 	if err := t.tend(ctx, v, p, me); err != nil {
 		return false, err
 	}
@@ -77,6 +80,9 @@ func (t *Trader) Need(ctx context.Context, v *registry.View, p record.Pool, set 
 func (t *Trader) Fetch(ctx context.Context, v *registry.View, p record.Pool, a netip.Addr, owner string) (got bool, err error) {
 	me, err := t.Ledger.Node()
 	if err != nil {
+		return false, err
+	}
+	if err := t.trading(v, me); err != nil {
 		return false, err
 	}
 	cidr := netip.PrefixFrom(a, p.Bits(a)).Masked()
@@ -123,6 +129,9 @@ func holder(v *registry.View, b lease.Block, e lease.Entry) string {
 func (t *Trader) Settle(ctx context.Context, v *registry.View, p record.Pool) error {
 	me, err := t.Ledger.Node()
 	if err != nil {
+		return err
+	}
+	if err := t.trading(v, me); err != nil {
 		return err
 	}
 	return t.tend(ctx, v, p, me)

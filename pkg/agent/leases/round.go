@@ -60,7 +60,11 @@ func (t *Trader) Round(ctx context.Context, v *registry.View) (again time.Durati
 			pools, known = append(pools, p), append(known, p.IPAM())
 		}
 	}
-	if err := t.Ledger.SetPools(known); err != nil {
+	unread, err := t.unread(v)
+	if err != nil {
+		return 0, err
+	}
+	if err := t.Ledger.SetPools(append(unread, known...)); err != nil {
 		return 0, err
 	}
 	var errs []error
@@ -78,6 +82,15 @@ func (t *Trader) Round(ctx context.Context, v *registry.View) (again time.Durati
 		errs = append(errs, err, t.park(ctx, v, p), t.balance(ctx, v, p, me))
 	}
 	return again, errors.Join(errs...)
+}
+
+// unread are the pools of the ledger whose objects cannot be read now: what is
+// leased of them goes on as they were.
+func (t *Trader) unread(v *registry.View) ([]ipam.Pool, error) {
+	pools, err := t.Ledger.Pools()
+	return slices.DeleteFunc(pools, func(p ipam.Pool) bool {
+		return p.UUID == "" || v.Unread[record.PoolFolder+p.Name] == nil
+	}), err
 }
 
 // to takes all steps towards a goal for a block.

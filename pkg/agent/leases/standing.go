@@ -28,7 +28,7 @@ func (e *StandingError) Error() string {
 	case lease.Frozen, lease.Freezing:
 		return "the registry has gone back to before what nodes have seen of it; nothing is traded until an operator says: underlayctl registry recovered"
 	case lease.Asserting, lease.Waiting:
-		return "the registry was recovered, and nothing is traded before every node has said again what it has; underlayctl node list shows who has not"
+		return "nothing is traded before every node has said, in a way that can be read, what it has since the registry was recovered; underlayctl registry status shows who has not"
 	case lease.Removed:
 		return "this node was removed from the cluster"
 	}
@@ -69,6 +69,19 @@ func (t *Trader) stand(ctx context.Context, v *registry.View, me lease.Node) err
 	default:
 		return &StandingError{s}
 	}
+}
+
+// trading returns a StandingError while this node must not trade, for an ADD that
+// comes between two rounds: what is to be done about it is the round's.
+func (t *Trader) trading(v *registry.View, me lease.Node) error {
+	past, err := t.Ledger.Past()
+	if err != nil {
+		return err
+	}
+	if s := lease.Stand(past, v.Present(me)); s != lease.Trading {
+		return &StandingError{s}
+	}
+	return nil
 }
 
 // Return compares a list of the registry with all that this node knows of it, for

@@ -1,0 +1,113 @@
+package cluster
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+)
+
+// TestFrozen: while nobody may trade, an ADD does not either.
+func TestFrozen(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"blockPrefix":{"ipv4":30}}`, 2)
+		defer b.end()
+		n := b.nodes[0]
+		if _, _, err := n.add(""); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(15 * time.Second)
+		if err := b.reg.Freeze(t.Context(), record.Frozen{Node: n.node.Node, Reason: "a test", Epoch: 1, Rev: 1000}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		before, err := b.reg.View(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			_, _, err = n.add("")
+		}
+		after, verr := b.reg.View(t.Context())
+		if verr != nil {
+			t.Fatal(verr)
+		}
+		if was, is := before.Leased(""), after.Leased(""); was != is {
+			t.Errorf("%d addresses were leased, and while the registry is frozen %d are", was, is)
+		}
+		if err == nil || !strings.Contains(err.Error(), "underlayctl registry recovered") {
+			t.Errorf("what it leases is used up: %v", err)
+		}
+	})
+}
+
+// put writes what no version of underlay has written.
+func (b *bed) put(key, value string) {
+	b.t.Helper()
+	item, err := b.store.Get(b.t.Context(), key)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.store.Swap(b.t.Context(), key, item.Rev, []byte(value))
+}
+
+// TestUnreadNode: what cannot be the record of a node keeps nobody from trading.
+func TestUnreadNode(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"blockPrefix":{"ipv4":30}}`, 1)
+		defer b.end()
+		b.put(record.NodeFolder+"junk", `junk`)
+		time.Sleep(time.Second)
+		for range 9 {
+			if _, _, err := b.nodes[0].add(""); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// TestUnreadPool: a node goes on with what it leases of a pool whose object
+// cannot be read.
+func TestUnreadPool(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"blockPrefix":{"ipv4":28}}`, 1)
+		defer b.end()
+		n := b.nodes[0]
+		if _, _, err := n.add(""); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		b.put(record.PoolFolder+"a", `{"version":2,"name":"a","shape":"new"}`)
+		time.Sleep(time.Minute)
+		if _, _, err := n.add(""); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestUnreadBlock: a record in the way of forgetting a removed node does not
+// fill the log.
+func TestUnreadBlock(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"blockPrefix":{"ipv4":30}}`, 2)
+		defer b.end()
+		n, gone := b.nodes[0], b.nodes[1]
+		if _, _, err := gone.add(""); err != nil {
+			t.Fatal(err)
+		}
+		id := gone.node.Node
+		gone.stop()
+		time.Sleep(time.Minute)
+		b.put(record.BlockFolder+record.NewUUID()+"/10.9.9.0_30", "junk")
+		if err := b.reg.Remove(t.Context(), id, time.Second); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Minute)
+		n.log.mu.Lock()
+		defer n.log.mu.Unlock()
+		if lines := strings.Count(n.log.text.String(), "what a removed node had"); lines > 6 {
+			t.Errorf("%d lines", lines)
+		}
+	})
+}
