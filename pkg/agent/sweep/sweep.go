@@ -17,6 +17,8 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/agent/api"
+	"github.com/underlay-cni/underlay/pkg/agent/event"
 )
 
 // Ledger is the agent's.
@@ -31,6 +33,8 @@ type Config struct {
 	Ledger   Ledger
 	Log      *slog.Logger
 	Registry prometheus.Registerer
+	// Events hear of what was released; default: the Log alone.
+	Events *event.Log
 	// Every is the time between two looks; default 1m.
 	Every time.Duration
 	// Reclaim looks once; default: client.Reclaim of all pools.
@@ -61,6 +65,9 @@ func New(conf Config) (*Sweep, error) {
 	}
 	if conf.Reclaim == nil {
 		conf.Reclaim = func(l *ledger.Ledger) (client.Reclaimed, error) { return client.Reclaim(l, "") }
+	}
+	if conf.Events == nil {
+		conf.Events = event.New(event.Config{Slog: conf.Log})
 	}
 	m := &metrics{
 		released: prometheus.NewCounter(prometheus.CounterOpts{
@@ -124,6 +131,7 @@ func (s *Sweep) look() {
 	}
 	s.doubt = found.Doubt
 	for _, a := range found.Released {
-		s.conf.Log.Info("released a leak: its namespace is gone", "network", a.Network, "container", a.ContainerID, "ifname", a.IfName)
+		s.conf.Events.Add(api.Event{Kind: api.LeakReleased, Network: a.Network, Container: a.ContainerID, IfName: a.IfName,
+			Text: "released a leak: its namespace is gone"})
 	}
 }
