@@ -27,6 +27,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
 	"github.com/underlay-cni/underlay/pkg/agent/admin"
 	"github.com/underlay-cni/underlay/pkg/agent/cluster"
+	"github.com/underlay-cni/underlay/pkg/agent/containerd"
 	"github.com/underlay-cni/underlay/pkg/agent/event"
 	"github.com/underlay-cni/underlay/pkg/agent/service"
 	"github.com/underlay-cni/underlay/pkg/agent/sweep"
@@ -86,7 +87,11 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	leaks, err := sweep.New(sweep.Config{Ledger: serve, Log: log, Registry: reg, Events: events})
+	swept := sweep.Config{Ledger: serve, Log: log, Registry: reg, Events: events}
+	if conf.Containerd != "" {
+		swept.Containers = containerd.Client{Socket: conf.Containerd}
+	}
+	leaks, err := sweep.New(swept)
 	if err != nil {
 		return nil, err
 	}
