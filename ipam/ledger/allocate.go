@@ -316,6 +316,40 @@ func (t *tx) fresh(req ipam.AllocateRequest) (*grant, error) {
 	return g, t.store(g, ipam.AttachmentRecord{}, choices)
 }
 
+// Quarantine keeps an address of a pool, which is given by its ID, out of use for
+// a while, since somebody else on the wire has it. done is false, and nothing has
+// happened, where it is not free to be given out: its holder has found out, or
+// will.
+func (l *Ledger) Quarantine(id string, a netip.Addr, reason string) (done bool, err error) {
+	a = plain(a)
+	err = l.update(func(t *tx) error {
+		done = false
+		p, known, err := t.pool(id)
+		from, usable := p.Find(a)
+		if err != nil || !known || !usable || t.short != nil {
+			return err
+		}
+		mine, err := t.mine(p, a)
+		if err != nil || !mine {
+			return err
+		}
+		old, err := t.record(a)
+		if err != nil || old.State != "" {
+			return err
+		}
+		rest := p.Quarantine
+		if rest <= 0 {
+			rest = defaultQuarantine
+		}
+		done = true
+		return t.setRecord(old, ipam.Record{
+			Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: netip.PrefixFrom(a, from.Subnet.Bits()), Gateway: from.Gateway,
+			State: ipam.Quarantined, BootID: t.boot, Since: t.now, Until: t.after(rest), Reason: reason,
+		})
+	})
+	return done && err == nil, err
+}
+
 // demandTime is how far back Demand looks.
 const demandTime = 2 * time.Second
 

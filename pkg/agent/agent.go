@@ -26,6 +26,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
 	"github.com/underlay-cni/underlay/pkg/agent/admin"
+	"github.com/underlay-cni/underlay/pkg/agent/ahead"
 	"github.com/underlay-cni/underlay/pkg/agent/cluster"
 	"github.com/underlay-cni/underlay/pkg/agent/containerd"
 	"github.com/underlay-cni/underlay/pkg/agent/event"
@@ -66,7 +67,11 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	serving := service.Config{Ledger: conf.ledger(), Log: log, Registry: reg, Events: events}
+	scout, err := ahead.New(ahead.Config{Ledger: &shelf, Log: log, Registry: reg, Events: events})
+	if err != nil {
+		return nil, err
+	}
+	serving := service.Config{Ledger: conf.ledger(), Log: log, Registry: reg, Events: events, Ahead: scout.Used}
 	if member != nil {
 		serving.Cluster = member
 	}
@@ -95,7 +100,7 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.tasks = []Task{serve, api, leaks}
+	a.tasks = []Task{serve, api, leaks, scout}
 	if member != nil {
 		a.tasks = append(a.tasks, member)
 	}

@@ -81,6 +81,32 @@ func TestEvents(t *testing.T) {
 	})
 }
 
+// TestRemovedEvents: that a node was removed is told where it comes back, and
+// that what it had is free, where that was done.
+func TestRemovedEvents(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]]}`, 2)
+		defer b.end()
+		n, other := b.nodes[0], b.nodes[1]
+		if _, _, err := n.add(""); err != nil {
+			t.Fatal(err)
+		}
+		before := n.node.Node
+		n.stop()
+		time.Sleep(time.Minute)
+		if err := b.reg.Remove(t.Context(), before, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		n.options.BootID = "another boot"
+		n.start()
+		time.Sleep(time.Minute)
+		if n.count(api.NodeRenewed) != 1 || other.count(api.NodeSwept) != 1 {
+			t.Errorf("on the node %q, on the other %q", n.events(), other.events())
+		}
+	})
+}
+
 // TestFrozenEvent: that the registry went back is told once for each time, and
 // that it goes on.
 func TestFrozenEvent(t *testing.T) {

@@ -70,6 +70,9 @@ func (s *Service) handle(ctx context.Context, c *net.UnixConn, l *ledger.Ledger)
 	}
 	s.respond(c, a)
 	s.tellConflicts(q, a)
+	if q.Allocate != nil && a.Allocation != nil && s.conf.Ahead != nil {
+		s.conf.Ahead(*q.Allocate)
+	}
 	result := "ok"
 	if a.Failure != nil {
 		// Not an error of ours for the most part: a pool is exhausted, a key of

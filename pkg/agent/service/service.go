@@ -29,6 +29,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
@@ -65,6 +66,8 @@ type Config struct {
 	Registry prometheus.Registerer
 	// Cluster gets what the ledger does not have; nil for a node on its own.
 	Cluster Cluster
+	// Ahead, unless nil, hears of each allocation. It must not wait.
+	Ahead func(ipam.AllocateRequest)
 	// Events hear of conflicts; default: the Log alone.
 	Events *event.Log
 	// RetryAfter overrides how long a refused ledger is left alone; default 10s.
