@@ -33,6 +33,10 @@ type AllocateRequest struct {
 	Runtime   string `json:"runtime,omitempty"`
 	Netns     Netns  `json:"netns,omitzero"`
 	Uses      Uses   `json:"uses,omitzero"`
+	// Wire is the name of the interface of the host that leads to the wire which
+	// the addresses are for, where others on it can be asked whether they use
+	// them; "" where not. The ledger has no use for it.
+	Wire string `json:"wire,omitempty"`
 	// Since, unless zero, is when this was asked for first, without an answer:
 	// what the attachment holds since then is not Known, but came of that.
 	Since time.Time `json:"since,omitzero"`

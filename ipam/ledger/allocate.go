@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -315,26 +314,43 @@ func (t *tx) fresh(req ipam.AllocateRequest) (*grant, error) {
 	return g, t.store(g, ipam.AttachmentRecord{}, choices)
 }
 
+// Quarantine keeps an address of a pool, which is given by its ID, out of use for
+// a while, since somebody else on the wire has it. done is false, and nothing has
+// happened, where it is not free to be given out: its holder has found out, or
+// will.
+func (l *Ledger) Quarantine(id string, a netip.Addr, reason string) (done bool, err error) {
+	a = plain(a)
+	err = l.update(func(t *tx) error {
+		done = false
+		p, known, err := t.pool(id)
+		from, usable := p.Find(a)
+		if err != nil || !known || !usable || t.short != nil {
+			return err
+		}
+		mine, err := t.mine(p, a)
+		if err != nil || !mine {
+			return err
+		}
+		old, err := t.record(a)
+		if err != nil || old.State != "" {
+			return err
+		}
+		rest := p.Quarantine
+		if rest <= 0 {
+			rest = defaultQuarantine
+		}
+		done = true
+		return t.setRecord(old, ipam.Record{
+			Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: netip.PrefixFrom(a, from.Subnet.Bits()), Gateway: from.Gateway,
+			State: ipam.Quarantined, BootID: t.boot, Since: t.now, Until: t.after(rest), Reason: reason,
+		})
+	})
+	return done && err == nil, err
+}
+
 // Demand returns how many attachments this open ledger has given addresses of a
 // cluster pool, which is a UUID, in the last two seconds.
 func (l *Ledger) Demand(pool string) int { return l.demand.Recent(pool, l.o.Now()) }
-
-// claim makes what a rebuild found in use, and could not tell the pool of, an
-// address of the cluster pool whose block the registry says is this node's.
-func (t *tx) claim(pool string, a netip.Addr) error {
-	rec, err := t.record(a)
-	if err != nil || rec.State != ipam.Held || rec.PoolUUID != "" {
-		return err
-	}
-	_, local, err := t.pool(rec.PoolID())
-	p, known, perr := t.pool(pool)
-	if _, usable := p.Find(a); err != nil || perr != nil || local || !known || !usable {
-		return errors.Join(err, perr)
-	}
-	next := rec
-	next.Pool, next.PoolUUID = p.Name, p.UUID
-	return t.setRecord(rec, next)
-}
 
 // Reserve keeps an address of a pool, which is given by its name, out of use
 // until Clear, and returns its record. One that is held is not taken from its

@@ -26,7 +26,10 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
 	"github.com/underlay-cni/underlay/pkg/agent/admin"
+	"github.com/underlay-cni/underlay/pkg/agent/ahead"
 	"github.com/underlay-cni/underlay/pkg/agent/cluster"
+	"github.com/underlay-cni/underlay/pkg/agent/containerd"
+	"github.com/underlay-cni/underlay/pkg/agent/event"
 	"github.com/underlay-cni/underlay/pkg/agent/service"
 	"github.com/underlay-cni/underlay/pkg/agent/sweep"
 )
@@ -58,12 +61,17 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	log = log.With("node", conf.NodeName)
+	events := event.New(event.Config{Slog: log, Registry: reg})
 	var shelf shelf
-	member, err := conf.member(&shelf, log, reg)
+	member, err := conf.member(&shelf, events, log, reg)
 	if err != nil {
 		return nil, err
 	}
-	serving := service.Config{Ledger: conf.ledger(), Log: log, Registry: reg}
+	scout, err := ahead.New(ahead.Config{Ledger: &shelf, Log: log, Registry: reg, Events: events})
+	if err != nil {
+		return nil, err
+	}
+	serving := service.Config{Ledger: conf.ledger(), Log: log, Registry: reg, Events: events, Ahead: scout.Used}
 	if member != nil {
 		serving.Cluster = member
 	}
@@ -75,7 +83,7 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	a := &Agent{conf: conf, log: log, ready: make(chan struct{})}
 	asked := admin.Config{
 		Node: conf.NodeName, Version: version(), DataDir: conf.DataDir, Socket: filepath.Join(conf.RunDir, admin.SocketName), Group: conf.APIGroup,
-		Ledger: serve, Pending: a.pending, Log: log, Registry: reg,
+		Ledger: serve, Pending: a.pending, Log: log, Registry: reg, Events: events,
 	}
 	if member != nil {
 		asked.Cluster = member.Client
@@ -84,11 +92,15 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	leaks, err := sweep.New(sweep.Config{Ledger: serve, Log: log, Registry: reg})
+	swept := sweep.Config{Ledger: serve, Log: log, Registry: reg, Events: events}
+	if conf.Containerd != "" {
+		swept.Containers = containerd.Client{Socket: conf.Containerd}
+	}
+	leaks, err := sweep.New(swept)
 	if err != nil {
 		return nil, err
 	}
-	a.tasks = []Task{serve, api, leaks}
+	a.tasks = []Task{serve, api, leaks, scout}
 	if member != nil {
 		a.tasks = append(a.tasks, member)
 	}
@@ -100,11 +112,11 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 type shelf struct{ *service.Service }
 
 // member makes the task of a node in a cluster; nil without one.
-func (c *Config) member(s *shelf, log *slog.Logger, reg *prometheus.Registry) (*cluster.Cluster, error) {
+func (c *Config) member(s *shelf, events *event.Log, log *slog.Logger, reg *prometheus.Registry) (*cluster.Cluster, error) {
 	if c.Registry == nil {
 		return nil, nil
 	}
-	return cluster.New(cluster.Config{Open: c.Registry.open, Ledger: s, Node: c.NodeName, Log: log, Registry: reg})
+	return cluster.New(cluster.Config{Open: c.Registry.open, Ledger: s, Node: c.NodeName, Log: log, Registry: reg, Events: events})
 }
 
 func (c *Config) ledger() ledger.Options { return client.New(c.DataDir, c.RunDir).Options() }

@@ -29,6 +29,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
+	"github.com/underlay-cni/underlay/pkg/agent/event"
 	"github.com/underlay-cni/underlay/pkg/agent/leases"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
@@ -61,7 +62,7 @@ type Ledger interface {
 	With(func(*ledger.Ledger) error) error
 }
 
-// Config of a Cluster. All but Now are required.
+// Config of a Cluster. All but Events and Now are required.
 type Config struct {
 	// Open connects to the registry's store; close ends the connection, and
 	// failed tells of a store in this process that has broken.
@@ -73,6 +74,8 @@ type Config struct {
 	Log  *slog.Logger
 	// Registry takes the metrics.
 	Registry prometheus.Registerer
+	// Events hear of what changes; default: the Log alone.
+	Events *event.Log
 	// Now is the wall clock; default fault.Now.
 	Now func() time.Time
 }
@@ -102,6 +105,9 @@ type Cluster struct {
 	epoch   lease.Epoch // of highest
 	gone    map[lease.Node]time.Time
 	told    string // the last trouble, which is logged once
+	state   state  // as the last event has it
+	quiet   string // the trouble that it came with
+	pools   map[string]registry.Kept[record.Pool]
 }
 
 // New makes a Cluster.
@@ -111,6 +117,9 @@ func New(conf Config) (*Cluster, error) {
 	}
 	if conf.Now == nil {
 		conf.Now = fault.Now
+	}
+	if conf.Events == nil {
+		conf.Events = event.New(event.Config{Slog: conf.Log, Now: conf.Now})
 	}
 	c := &Cluster{
 		conf: conf, log: conf.Log, metrics: newMetrics(conf.Registry), ready: make(chan struct{}), dirty: make(chan struct{}, 1), mu: newLock(),
@@ -228,23 +237,9 @@ func (c *Cluster) lose(err error) {
 	c.view = nil
 	c.apart.Store(a)
 	c.metrics.connected.Set(0)
+	c.turnLocked(away, err)
 	c.tellLocked("not in the cluster", err)
 	c.news.tell()
-}
-
-// tellLocked logs a trouble when it is another one than before; nil ends it.
-func (c *Cluster) tellLocked(what string, err error) {
-	text := ""
-	if err != nil {
-		text = what + ": " + err.Error()
-	}
-	if text == c.told {
-		return
-	}
-	c.told = text
-	if err != nil {
-		c.log.Warn(what, "err", err)
-	}
 }
 
 // live joins the cluster and follows the registry until something ends that.
@@ -357,22 +352,6 @@ func (c *Cluster) wentBack(r registry.Registry, list registry.List) (back *recor
 	})
 }
 
-// renew makes the ledger another node's, after an operator removed this
-// one.
-func (c *Cluster) renew() error {
-	return c.conf.Ledger.With(func(l *ledger.Ledger) error {
-		old, err := l.Node()
-		if err != nil {
-			return err
-		}
-		id, err := l.Renew()
-		if err == nil {
-			c.log.Warn("this node was removed from the cluster; it joins as a new one, and what it leased is gone", "removed", old, "new", id)
-		}
-		return err
-	})
-}
-
 // seen takes over the view of the registry. It is called with c.mu held.
 func (c *Cluster) seen(v *registry.View, news registry.News) error {
 	c.fresh = c.fresh || c.view != v
@@ -385,6 +364,8 @@ func (c *Cluster) seen(v *registry.View, news registry.News) error {
 	c.apart.Store(nil)
 	c.metrics.connected.Set(1)
 	c.metrics.unread.Set(float64(len(v.Unread)))
+	c.followedLocked()
+	c.tellPoolsLocked()
 	if news.For(c.node.Node) {
 		c.Stir()
 		c.news.tell()

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
+	"github.com/underlay-cni/underlay/pkg/agent/api"
 	"github.com/underlay-cni/underlay/pkg/agent/leases"
 )
 
@@ -63,11 +65,15 @@ func (c *Cluster) round(ctx context.Context, started func()) (wait time.Duration
 	case err == nil:
 		c.metrics.rounds.WithLabelValues("ok").Inc()
 		started()
+		c.turnLocked(connected, nil)
 	case errors.As(err, &standing) && standing.Standing == lease.Removed:
 		return 0, errors.Join(err, c.renew())
 	default:
 		c.metrics.rounds.WithLabelValues("error").Inc()
 		wait = time.Second
+	}
+	if standing != nil && (standing.Standing == lease.Frozen || standing.Standing == lease.Freezing) {
+		c.turnLocked(frozen, err)
 	}
 	c.tellLocked("a round is not done", err)
 	err = errors.Join(c.enrollLocked(ctx), c.sweepLocked(ctx))
@@ -114,7 +120,7 @@ func (c *Cluster) audit(ctx context.Context, r registry.Registry) error {
 func (c *Cluster) withTrader(f func(*leases.Trader) error) error {
 	return c.conf.Ledger.With(func(l *ledger.Ledger) error {
 		if c.trader == nil || c.trader.Ledger != l {
-			c.trader = &leases.Trader{Ledger: l, Registry: *c.store.Load(), Session: c.session, Now: c.conf.Now, Lost: c.lostAddresses}
+			c.trader = &leases.Trader{Ledger: l, Registry: *c.store.Load(), Session: c.session, Now: c.conf.Now, Lost: c.lostAddresses, Learned: c.tellLearned}
 		}
 		return f(c.trader)
 	})
@@ -122,7 +128,9 @@ func (c *Cluster) withTrader(f func(*leases.Trader) error) error {
 
 func (c *Cluster) lostAddresses(p record.Pool, addrs []netip.Addr) {
 	c.metrics.lost.Add(float64(len(addrs)))
-	c.log.Error("addresses are in use on this node, and another node's by the registry", "pool", p.Name, "addr", addrs)
+	for _, a := range addrs {
+		c.conf.Events.Add(api.Event{Kind: api.AddressLost, Pool: p.Name, Addr: a, Text: "an address is in use on this node, and another node's by the registry"})
+	}
 }
 
 // prune forgets, after a list, blocks of which nothing is left.
@@ -189,7 +197,7 @@ func (c *Cluster) sweepLocked(ctx context.Context) error {
 		if err != nil && !errors.Is(err, registry.ErrMoved) {
 			return err
 		}
-		c.log.Info("freed what a removed node had", "removed", g.Value.Name, "uuid", n, "left", left)
+		c.conf.Events.Add(api.Event{Kind: api.NodeSwept, Node: who(g.Value.Name, n), Text: fmt.Sprintf("freed what a removed node had; of %d blocks something is left", left)})
 		if left > 0 {
 			// A record that cannot be read stays until somebody mends it.
 			c.gone[n] = c.conf.Now().Add(sweepAgain - g.Value.Rest)
