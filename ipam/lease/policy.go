@@ -66,8 +66,10 @@ func Spare(uses []Use, blockSize int, perSecond, leased float64, unattached time
 // Want is the flag of a node on which an ADD waits for an address.
 type Want struct {
 	Node Node
-	// Have is how many addresses of the pool the registry showed as the node's
-	// when it raised the flag.
+	// Set is the number of the range set in need.
+	Set int
+	// Have is how many addresses of the set's blocks the registry showed as the
+	// node's when it raised the flag.
 	Have int
 	// Rev of the flag orders them.
 	Rev Rev
@@ -82,7 +84,7 @@ func Oldest(wants []Want) (Want, bool) {
 }
 
 // Answered reports whether the node that raised the flag was given something
-// since.
+// since. blocks are those of the range set in need.
 func (w Want) Answered(blocks []Seen) bool {
 	have := 0
 	for _, s := range blocks {

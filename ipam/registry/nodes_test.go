@@ -247,10 +247,10 @@ func TestSessions(t *testing.T) {
 		t.Errorf("the agent before: %v", err)
 	}
 	p := create(t, r, "")
-	if a := r.Raise(ctx, second, p.UUID, n1, 3); a.Outcome != registry.Applied {
+	if a := r.Raise(ctx, second, p.UUID, n1, 0, 3); a.Outcome != registry.Applied {
 		t.Fatal(a)
 	}
-	if a := r.Raise(ctx, second, p.UUID, n1, 5); a.Outcome != registry.Refused {
+	if a := r.Raise(ctx, second, p.UUID, n1, 0, 5); a.Outcome != registry.Refused {
 		t.Errorf("a second flag is %s", a.Outcome)
 	}
 	if w := view(t, r).Wants[p.UUID][n1]; w.Have != 3 || w.Rev == 0 {

@@ -128,11 +128,11 @@ func (r Registry) Bind(ctx context.Context, live record.Live, ttl time.Duration)
 	return s, nil
 }
 
-// Raise raises a node's flag for a pool, in its session; have is what the
-// registry shows as the node's at the moment. The flag is lowered with Lower
+// Raise raises a node's flag for a range set of a pool, in its session; have is
+// what the registry shows as the node's in it at the moment. The flag is lowered with Lower
 // or by the end of the session. One that is up already stays as it is.
-func (r Registry) Raise(ctx context.Context, s Session, pool string, n lease.Node, have int) Answer {
-	w := record.Want{Node: n, Pool: pool, Have: have}
+func (r Registry) Raise(ctx context.Context, s Session, pool string, n lease.Node, set, have int) Answer {
+	w := record.Want{Node: n, Pool: pool, Set: set, Have: have}
 	return s.Swap(ctx, record.WantKey(pool, n), 0, record.EncodeWant(w))
 }
 

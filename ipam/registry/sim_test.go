@@ -244,7 +244,7 @@ func (n *node) add(key string) bool {
 		for _, s := range n.view.Seen(n.c.pool.UUID) {
 			have += s.Block.Nodes()[n.id]
 		}
-		n.raised = n.reg.Raise(n.c.ctx, n.session, n.c.pool.UUID, n.id, have).Outcome == registry.Applied
+		n.raised = n.reg.Raise(n.c.ctx, n.session, n.c.pool.UUID, n.id, 0, have).Outcome == registry.Applied
 		n.view = nil
 	default:
 		n.view = nil // look again

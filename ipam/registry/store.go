@@ -14,6 +14,9 @@ var (
 	ErrCompacted = errors.New("the store has forgotten that revision")
 	// ErrTaken is returned by Bind while another session holds the key.
 	ErrTaken = errors.New("another session holds it")
+	// ErrUnreachable is returned by what connects to a store that does not answer
+	// now: try again.
+	ErrUnreachable = errors.New("the store does not answer")
 	// ErrSessionLost is the cause for which a session's context ends when the
 	// store, or whoever took the session over, ended it.
 	ErrSessionLost = errors.New("the session is lost")

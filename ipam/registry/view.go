@@ -217,7 +217,7 @@ func (v *View) applyWant(i Item) error {
 	if v.Wants[pool] == nil {
 		v.Wants[pool] = make(map[lease.Node]lease.Want)
 	}
-	v.Wants[pool][w.Node] = lease.Want{Node: w.Node, Have: w.Have, Rev: i.Rev}
+	v.Wants[pool][w.Node] = lease.Want{Node: w.Node, Set: w.Set, Have: w.Have, Rev: i.Rev}
 	return nil
 }
 
@@ -244,6 +244,15 @@ func (v *View) Named(pool string, n lease.Node) (named []lease.Seen) {
 		}
 	}
 	return named
+}
+
+// SeenOf lists the records of the blocks that have addresses of a range set.
+func (v *View) SeenOf(p record.Pool, set int) []lease.Seen {
+	grid, err := p.Grid(set)
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(v.Seen(p.UUID), func(s lease.Seen) bool { return !grid.Contains(s.Block.CIDR) })
 }
 
 // Unreadable reports whether there is a record of the block that was skipped.

@@ -116,6 +116,9 @@ func (c *Config) member(s *shelf, events *event.Log, log *slog.Logger, reg *prom
 	if c.Registry == nil {
 		return nil, nil
 	}
+	if text := c.Registry.exposed(); text != "" {
+		log.Warn(text)
+	}
 	return cluster.New(cluster.Config{Open: c.Registry.open, Ledger: s, Node: c.NodeName, Log: log, Registry: reg, Events: events})
 }
 

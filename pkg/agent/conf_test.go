@@ -83,6 +83,32 @@ func TestLoadConfig(t *testing.T) {
 	}
 }
 
+func TestExposed(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		registry string
+		want     string
+	}{
+		{`{"embedded":{"dataDir":"/e","listen":"192.0.2.1:2379"}}`, "whoever reaches 192.0.2.1:2379"},
+		{`{"embedded":{"dataDir":"/e","listen":"0.0.0.0:2379"}}`, "whoever reaches 0.0.0.0:2379"},
+		{`{"embedded":{"dataDir":"/e","listen":"127.0.0.1:2379"}}`, ""},
+		{`{"embedded":{"dataDir":"/e","listen":"[::1]:2379"}}`, ""},
+		{`{"embedded":{"dataDir":"/e","listen":"192.0.2.1:2379","tls":{"caFile":"ca","certFile":"c","keyFile":"k"}}}`, ""},
+		{`{"etcd":{"endpoints":["http://192.0.2.1:2379"]}}`, ""},
+		{`{"etcd":{"endpoints":["https://192.0.2.1:2379","http://192.0.2.2:2379"],"username":"u","password":"p"}}`, "http://192.0.2.2:2379 in the clear"},
+		{`{"etcd":{"endpoints":["https://192.0.2.1:2379"],"username":"u","password":"p"}}`, ""},
+	}
+	for _, tt := range tests {
+		c, err := LoadConfig(strings.NewReader(`{"nodeName":"n1","registry":` + tt.registry + `}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.Registry.exposed(); (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.registry, got, tt.want)
+		}
+	}
+}
+
 func FuzzLoadConfig(f *testing.F) {
 	f.Add(`{"nodeName":"n1","dataDir":"/d","runDir":"/r","api":{"group":"underlay"}}`)
 	f.Fuzz(func(t *testing.T, text string) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 
@@ -134,6 +135,28 @@ func together(at, cert, key string) error {
 		return &ipam.FieldError{Place: at + "certFile", Msg: "certFile and keyFile go together"}
 	}
 	return nil
+}
+
+// exposed says what others on the network may do to the registry or learn of it,
+// for want of TLS; "" where there is nothing.
+func (c *RegistryConfig) exposed() string {
+	if e := c.Embedded; e != nil && e.CertFile == "" && !loopback(e.Listen) {
+		return "registry.embedded has no tls: whoever reaches " + e.Listen + " can change which node has which address"
+	}
+	if c.Etcd == nil || c.Etcd.Password == "" {
+		return ""
+	}
+	for _, e := range c.Etcd.Endpoints {
+		if u, err := url.Parse(e); err == nil && u.Scheme == "http" && !loopback(u.Host) {
+			return "registry.etcd.endpoints: the password goes to " + e + " in the clear"
+		}
+	}
+	return ""
+}
+
+func loopback(address string) bool {
+	a, err := netip.ParseAddrPort(address)
+	return err == nil && a.Addr().IsLoopback()
 }
 
 // open starts the embedded server, if it is to be, and connects.

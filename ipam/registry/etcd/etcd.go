@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -63,7 +64,9 @@ type Store struct {
 
 var _ registry.Store = (*Store)(nil)
 
-// New makes a connection. It does not wait for the cluster: requests do.
+// New makes a connection. It does not wait for the cluster: requests do. But a
+// user's password is shown to it first; registry.ErrUnreachable is returned when
+// there is no answer to that.
 func New(c Config) (*Store, error) {
 	if len(c.Endpoints) == 0 {
 		return nil, errors.New("etcd: no endpoints")
@@ -93,6 +96,9 @@ func New(c Config) (*Store, error) {
 		// What goes wrong is returned, and logged by whoever gets it.
 		Logger: zap.NewNop(),
 	})
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, fmt.Errorf("etcd: log in at %s: %w: %w", strings.Join(c.Endpoints, ", "), registry.ErrUnreachable, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("etcd: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
@@ -141,6 +142,15 @@ func TestContract(t *testing.T) {
 	s := newServer(t, "http")
 	ready(t, connect(t, etcd.Config{Endpoints: []string{s.endpoint}}))
 	storetest.Run(t, func(t *testing.T) storetest.Backend { return backend(t, s.endpoint, s.endpoint) })
+}
+
+// TestNoServer: a login that nobody answers can be tried again.
+func TestNoServer(t *testing.T) {
+	t.Parallel()
+	s, err := etcd.New(etcd.Config{Endpoints: []string{"http://" + freeAddr(t)}, Username: "u", Password: "p", Timeout: 100 * time.Millisecond})
+	if !errors.Is(err, registry.ErrUnreachable) {
+		t.Errorf("%v, %v", s, err)
+	}
 }
 
 // TestServerGone: requests have no outcome while the server is away, a watch

@@ -62,7 +62,8 @@ type Want struct {
 	Node    lease.Node `json:"node"`
 	// Pool is its UUID.
 	Pool string `json:"pool"`
-	// Have: see lease.Want.
+	// Set and Have: see lease.Want.
+	Set  int `json:"set,omitempty"`
 	Have int `json:"have"`
 }
 
@@ -130,8 +131,8 @@ func DecodeWant(value []byte) (Want, error) {
 	if !ValidUUID(f.Pool) {
 		return Want{}, fmt.Errorf("want.pool: %q is no UUID", f.Pool)
 	}
-	if f.Have < 0 {
-		return Want{}, fmt.Errorf("want.have: %d is negative", f.Have)
+	if f.Set < 0 || f.Have < 0 {
+		return Want{}, fmt.Errorf("want: set %d or have %d is negative", f.Set, f.Have)
 	}
 	return f, checkNode("want.node", f.Node)
 }

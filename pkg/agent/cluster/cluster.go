@@ -65,7 +65,8 @@ type Ledger interface {
 // Config of a Cluster. All but Events and Now are required.
 type Config struct {
 	// Open connects to the registry's store; close ends the connection, and
-	// failed tells of a store in this process that has broken.
+	// failed tells of a store in this process that has broken. It is called again
+	// after registry.ErrUnreachable; any other error ends the agent.
 	Open func(ctx context.Context) (store registry.Store, failed <-chan error, close func(), err error)
 	// Ledger, once there is one, says which node this is.
 	Ledger Ledger
@@ -184,7 +185,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	started := sync.OnceFunc(func() { close(c.ready) })
 	late := time.AfterFunc(readyAfter, started)
 	defer late.Stop()
-	store, failed, end, err := c.conf.Open(ctx)
+	store, failed, end, err := c.open(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil

@@ -39,6 +39,7 @@ type node struct {
 	l       *ledger.Ledger
 	stop    func()
 	log     journal
+	down    int // how many times it does not reach the store
 }
 
 // journal is a log that is read while it is written.
@@ -100,6 +101,10 @@ func (n *node) start() {
 	}
 	n.Cluster, err = New(Config{
 		Open: func(context.Context) (registry.Store, <-chan error, func(), error) {
+			if n.down > 0 {
+				n.down--
+				return nil, nil, nil, registry.ErrUnreachable
+			}
 			return n.bed.store.As(n.name), nil, func() {}, nil
 		},
 		Ledger: n, Node: n.name, Log: slog.New(slog.NewTextHandler(&n.log, nil)), Registry: prometheus.NewRegistry(),

@@ -111,3 +111,57 @@ func TestUnreadBlock(t *testing.T) {
 		}
 	})
 }
+
+// TestTwoFamilies: what a node asks for is given to the last address, and not
+// one of the other family in its place.
+func TestTwoFamilies(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}],[{"subnet":"fd00::/124"}]],"blockPrefix":{"ipv4":28,"ipv6":126}}`, 3)
+		defer b.end()
+		for i := range 14 {
+			if _, _, err := b.nodes[i%3].add(""); err != nil {
+				t.Errorf("the %dth of 14: %v", i+1, err)
+			}
+		}
+	})
+}
+
+// TestAheadOfBoth: a node leases of each family ahead of need.
+func TestAheadOfBoth(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.4","rangeEnd":"10.0.0.251"}],[{"subnet":"fd00::/120"}]],"blockPrefix":{"ipv4":30,"ipv6":122}}`, 1)
+		defer b.end()
+		n := b.nodes[0]
+		for range 3 {
+			if _, _, err := n.add(""); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+		}
+		b.partition(n.name)
+		for i := range 3 {
+			if _, _, err := n.add(""); err != nil {
+				t.Fatalf("the %dth without the registry: %v", i+1, err)
+			}
+		}
+	})
+}
+
+// TestLateStore: an agent that starts before its registry's store joins later.
+func TestLateStore(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]]}`, 1)
+		defer b.end()
+		n := b.nodes[0]
+		n.stop()
+		n.down = 30
+		n.start() // it is ready without
+		if err := n.Away(); err == nil {
+			t.Error("the registry is followed, and the store was not reached")
+		}
+		time.Sleep(30 * time.Second)
+		if _, _, err := n.add(""); err != nil {
+			t.Error(err)
+		}
+	})
+}

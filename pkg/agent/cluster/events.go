@@ -92,7 +92,8 @@ func (c *Cluster) tellPoolsLocked() {
 		c.conf.Events.Add(api.Event{Kind: api.PoolChanged, Pool: name, Text: "a cluster pool was " + what + " by an operator"})
 	}
 	now := map[string]registry.Kept[record.Pool]{}
-	for name, p := range c.view.Pools {
+	for _, name := range slices.Sorted(maps.Keys(c.view.Pools)) {
+		p := c.view.Pools[name]
 		before, known := c.pools[name]
 		switch {
 		case p.Value.State == record.Pending:

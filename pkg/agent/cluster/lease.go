@@ -153,11 +153,10 @@ func (w *wait) need(ctx context.Context) (got bool, err error) {
 		}
 		got = true
 		for set := range p.Value.Sets {
-			one, err := w.needOf(ctx, t, p.Value, set)
-			if err != nil {
+			// One set after the other: a node has one flag for them.
+			if got, err = w.needOf(ctx, t, p.Value, set); err != nil || !got {
 				return err
 			}
-			got = got && one
 		}
 		return nil
 	})

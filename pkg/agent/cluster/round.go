@@ -88,6 +88,22 @@ func (c *Cluster) round(ctx context.Context, started func()) (wait time.Duration
 	return wait, nil
 }
 
+// open connects to the store, as soon as that answers.
+func (c *Cluster) open(ctx context.Context) (store registry.Store, failed <-chan error, end func(), err error) {
+	for {
+		store, failed, end, err = c.conf.Open(ctx)
+		if !errors.Is(err, registry.ErrUnreachable) {
+			return store, failed, end, err
+		}
+		c.lose(err)
+		select {
+		case <-ctx.Done():
+			return nil, nil, nil, context.Cause(ctx)
+		case <-time.After(again):
+		}
+	}
+}
+
 // errOther is why a node joins anew.
 var errOther = errors.New("the registry is not the one that was followed; was it restored?")
 

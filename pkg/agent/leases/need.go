@@ -69,7 +69,7 @@ func (t *Trader) Need(ctx context.Context, v *registry.View, p record.Pool, set 
 		own, free, err := t.freeIn(p, set, owner)
 		return own || free, err
 	case found.Ask:
-		return false, t.ask(ctx, v, p, me)
+		return false, t.ask(ctx, v, p, set, me)
 	}
 	return false, nil
 }
@@ -138,10 +138,11 @@ func (t *Trader) Settle(ctx context.Context, v *registry.View, p record.Pool) er
 }
 
 // ask raises the flag for this node, and again when the last one was answered,
-// and what came of it is used up.
-func (t *Trader) ask(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) error {
+// and what came of it is used up, or was for another range set.
+func (t *Trader) ask(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node) error {
+	blocks := v.SeenOf(p, set)
 	w, up := v.Wants[p.UUID][me]
-	if up && !w.Answered(v.Seen(p.UUID)) {
+	if up && w.Set == set && !w.Answered(blocks) {
 		return nil
 	}
 	if up {
@@ -150,16 +151,16 @@ func (t *Trader) ask(ctx context.Context, v *registry.View, p record.Pool, me le
 		}
 	}
 	have := 0
-	for _, s := range v.Named(p.UUID, me) {
+	for _, s := range blocks {
 		have += s.Block.Nodes()[me]
 	}
 	// Refused or not, one is up then.
-	a := t.Registry.Raise(ctx, t.Session, p.UUID, me, have)
+	a := t.Registry.Raise(ctx, t.Session, p.UUID, me, set, have)
 	if a.Outcome == registry.Applied {
 		if v.Wants[p.UUID] == nil {
 			v.Wants[p.UUID] = map[lease.Node]lease.Want{}
 		}
-		v.Wants[p.UUID][me] = lease.Want{Node: me, Have: have, Rev: a.Rev}
+		v.Wants[p.UUID][me] = lease.Want{Node: me, Set: set, Have: have, Rev: a.Rev}
 	}
 	return a.Err
 }

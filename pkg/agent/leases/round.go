@@ -22,6 +22,7 @@ const maxSpares = 4096
 // flag is an answer to a raised flag that this node may have to give.
 type flag struct {
 	node lease.Node
+	set  int
 	rev  lease.Rev
 }
 
@@ -173,23 +174,40 @@ func (t *Trader) confirm(ctx context.Context, v *registry.View, pools []record.P
 	return t.Ledger.Confirm()
 }
 
-// answer gives an address to the node that has waited longest, when it is this
-// node's turn; wait is how long it is until then.
+// answer gives an address of each range set to the node that has waited longest
+// for one, when it is this node's turn; wait is how long it is until then.
 func (t *Trader) answer(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) (wait time.Duration, err error) {
-	w, ok := lease.Oldest(slices.Collect(maps.Values(v.Wants[p.UUID])))
-	if !ok || p.Kind == record.Routed || w.Node == me || w.Answered(v.Seen(p.UUID)) {
+	if p.Kind == record.Routed || len(v.Wants[p.UUID]) == 0 {
 		return 0, nil
 	}
-	turn, mine := w.Turn(me, v.Seen(p.UUID))
+	var errs []error
+	for set := range p.Sets {
+		left, err := t.answerOf(ctx, v, p, set, me)
+		if left > 0 && (wait == 0 || left < wait) {
+			wait = left
+		}
+		errs = append(errs, err)
+	}
+	return wait, errors.Join(errs...)
+}
+
+// answerOf is answer for one range set.
+func (t *Trader) answerOf(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node) (wait time.Duration, err error) {
+	wants := slices.DeleteFunc(slices.Collect(maps.Values(v.Wants[p.UUID])), func(w lease.Want) bool { return w.Set != set })
+	w, ok := lease.Oldest(wants)
+	if !ok || w.Node == me || w.Answered(v.SeenOf(p, set)) {
+		return 0, nil
+	}
+	turn, mine := w.Turn(me, v.SeenOf(p, set))
 	if !mine {
 		return 0, nil
 	}
 	if t.flags == nil {
 		t.flags = map[flag]time.Time{}
 	}
-	f := flag{w.Node, w.Rev}
+	f := flag{w.Node, set, w.Rev}
 	if _, known := t.flags[f]; !known {
-		clear(t.flags) // of a flag at a time
+		maps.DeleteFunc(t.flags, func(o flag, _ time.Time) bool { return o.set == set }) // of one flag at a time
 		t.flags[f] = t.now()
 	}
 	if left := turn - t.now().Sub(t.flags[f]); left > 0 {
@@ -199,7 +217,7 @@ func (t *Trader) answer(ctx context.Context, v *registry.View, p record.Pool, me
 	if up, err := t.Registry.Raised(ctx, p.UUID, w); err != nil || !up {
 		return 0, err
 	}
-	if err := t.Registry.Refresh(ctx, v, p.UUID); err != nil || w.Answered(v.Seen(p.UUID)) {
+	if err := t.Registry.Refresh(ctx, v, p.UUID); err != nil || w.Answered(v.SeenOf(p, set)) {
 		return 0, err
 	}
 	spares, err := t.Ledger.Spares(p.UUID, maxSpares)
@@ -207,7 +225,8 @@ func (t *Trader) answer(ctx context.Context, v *registry.View, p record.Pool, me
 		return 0, err
 	}
 	for _, s := range spares {
-		if cidr, ok := blockOf(v, p, s.Address); ok && !s.Strict {
+		_, inSet := p.Sets[set].Find(s.Address)
+		if cidr, ok := blockOf(v, p, s.Address); ok && inSet && !s.Strict {
 			return 0, t.to(ctx, v, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{s.Address: {Node: w.Node}}})
 		}
 	}
@@ -240,45 +259,39 @@ func (t *Trader) park(ctx context.Context, v *registry.View, p record.Pool) erro
 	return errors.Join(errs...)
 }
 
-// balance leases ahead of need, and returns what has been idle.
+// balance leases ahead of need, and returns what has been idle, for each range
+// set: an attachment needs an address of each.
 func (t *Trader) balance(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) error {
 	blocks, err := t.Ledger.Blocks(p.UUID)
 	if err != nil {
 		return err
 	}
+	uses, any := make([][]lease.Use, len(p.Sets)), false
+	for set := range p.Sets {
+		uses[set] = t.uses(p, set, blocks)
+		any = any || len(uses[set]) > 0
+	}
+	if !any {
+		return nil // nobody here has asked for an address yet
+	}
 	var errs []error
 	for set := range p.Sets {
-		errs = append(errs, t.balanceSet(ctx, v, p, set, t.uses(p, set, blocks), me))
+		errs = append(errs, t.balanceOf(ctx, v, p, set, me, uses[set]))
 	}
 	return errors.Join(errs...)
 }
 
-func (t *Trader) balanceSet(ctx context.Context, v *registry.View, p record.Pool, set int, uses []lease.Use, me lease.Node) error {
-	if len(uses) == 0 {
-		return nil // nobody here has asked for an address yet
+func (t *Trader) balanceOf(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node, uses []lease.Use) error {
+	free, size := 0, 1
+	for _, u := range uses {
+		free, size = free+u.Free, lease.Block{CIDR: u.CIDR}.Size()
 	}
 	perSecond := float64(t.Ledger.Demand(p.UUID)) / 2
-	free := 0
-	for _, u := range uses {
-		free += u.Free
-	}
-	size := lease.Block{CIDR: uses[0].CIDR}.Size()
 	if lease.Low(free, size, perSecond) {
 		return t.more(ctx, v, p, set, me)
 	}
-	grid, err := p.Grid(set)
-	if err != nil {
-		return err
-	}
-	ofSet := func(yield func(lease.Seen) bool) {
-		for cidr, s := range v.Blocks[p.UUID] {
-			if grid.Contains(cidr) && !yield(s) {
-				return
-			}
-		}
-	}
-	leased := lease.Leased(ofSet, p.Sets[set].Size())
 	var errs []error
+	leased := lease.Leased(slices.Values(v.SeenOf(p, set)), p.Sets[set].Size())
 	for _, cidr := range lease.Spare(uses, size, perSecond, leased, t.now().Sub(t.attached[p.UUID])) {
 		errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Return: true, Now: t.now().Truncate(time.Second)}))
 	}

@@ -55,7 +55,7 @@ func (n *node) add(owner string) bool {
 		for _, s := range n.view.Seen(n.c.pool.UUID) {
 			have += s.Block.Nodes()[n.id]
 		}
-		n.raised = n.Registry.Raise(n.c.t.Context(), n.session, n.c.pool.UUID, n.id, have).Outcome == registry.Applied
+		n.raised = n.Registry.Raise(n.c.t.Context(), n.session, n.c.pool.UUID, n.id, 0, have).Outcome == registry.Applied
 		n.view = nil
 	default:
 		n.view = nil // look again
