@@ -96,6 +96,7 @@ func (c *Client) direct(ctx context.Context, reading bool, f func(*ledger.Ledger
 	defer cancel()
 	var mu sync.Mutex
 	agent, over := socket(-1), false
+	var elsewhere error
 	var timer *time.Timer
 	mu.Lock()
 	timer = time.AfterFunc(poll, func() {
@@ -104,6 +105,10 @@ func (c *Client) direct(ctx context.Context, reading bool, f func(*ledger.Ledger
 		defer mu.Unlock()
 		switch {
 		case err != nil && !over:
+			if elsewhere = Elsewhere(c.o); elsewhere != nil {
+				cancel()
+				return
+			}
 			timer.Reset(poll)
 		case err == nil && over:
 			s.close()
@@ -122,6 +127,9 @@ func (c *Client) direct(ctx context.Context, reading bool, f func(*ledger.Ledger
 	case err != nil:
 		if agent >= 0 {
 			return agent, nil
+		}
+		if elsewhere != nil {
+			err = elsewhere
 		}
 		return -1, err
 	case agent >= 0:

@@ -93,6 +93,10 @@ func (c *Client) Allocate(ctx context.Context, req ipam.AllocateRequest, decided
 	began := fault.Now().UTC()
 	r, err := c.do(ctx, &wire.Request{Op: wire.OpAllocate, Allocate: &req}, func(l *ledger.Ledger) (err error) {
 		a, err = allocate(l, always, req, decided)
+		var full *ipam.ExhaustedError
+		if errors.As(err, &full) && full.Cluster && full.More() {
+			err = fmt.Errorf("%w; no agent runs on this node: underlayd leases more", err)
+		}
 		return err
 	})
 	if r != nil && r.Allocation != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
@@ -156,7 +157,15 @@ func (v *View) Search(pool record.Pool, set int, s lease.Search) (lease.Search, 
 		return ok
 	}
 	s.Blocks = v.Seen(pool.UUID)
-	s.Skip = func(p netip.Prefix) bool { return v.Unreadable(pool.UUID, p) }
+	lost := v.lost()
+	s.Skip = func(p netip.Prefix) bool {
+		for _, blocks := range lost {
+			if slices.ContainsFunc(blocks, func(s lease.Seen) bool { return s.Block.CIDR.Overlaps(p) }) {
+				return true
+			}
+		}
+		return v.Unreadable(pool.UUID, p)
+	}
 	s.Sticky, s.StickyFor = pool.Sticky, pool.StickyFor
 	s.Whole = pool.Kind == record.Routed
 	return s, nil

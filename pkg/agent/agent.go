@@ -126,13 +126,13 @@ func (c *Config) ledger() ledger.Options { return client.New(c.DataDir, c.RunDir
 
 // Run runs the tasks until ctx ends, which is no error, or one of them fails.
 func (a *Agent) Run(ctx context.Context) error {
-	unlock, err := alone(a.conf.DataDir, 0o700)
+	unlock, err := alone(a.conf.DataDir, a.conf.RunDir, 0o700)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	if a.conf.RunDir != a.conf.DataDir {
-		unlock, err := alone(a.conf.RunDir, 0o755)
+		unlock, err := alone(a.conf.RunDir, a.conf.RunDir, 0o755)
 		if err != nil {
 			return err
 		}
@@ -206,13 +206,13 @@ func (a *Agent) compact(ctx context.Context) {
 }
 
 // alone keeps other agents out of a folder until unlock, or the end of the
-// process.
-func alone(dir string, mode os.FileMode) (unlock func(), err error) {
+// process, and says there where this one listens.
+func alone(dir, runDir string, mode os.FileMode) (unlock func(), err error) {
 	// As the ledger makes it, should it be the first to need it.
 	if err := boltfile.MakeDir(dir, mode); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(dir, "agent.lock")
+	path := filepath.Join(dir, client.AgentLock)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -221,6 +221,13 @@ func alone(dir string, mode os.FileMode) (unlock func(), err error) {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = fmt.Errorf("%w: it has the lock %q", ErrSecond, path)
 		}
+		return nil, errors.Join(err, f.Close())
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteString(runDir + "\n")
+	}
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return func() { f.Close() }, nil

@@ -141,6 +141,9 @@ func (a *app) with(ctx context.Context, reading bool, f func(book.Book) error) e
 	if !errors.Is(err, book.ErrNoAgent) {
 		return err
 	}
+	if err := client.Elsewhere(o); err != nil {
+		return term.Hint(err, "give --run-dir")
+	}
 	err = open(ctx, o, f)
 	if !errors.Is(err, ledger.ErrLocked) {
 		return err

@@ -126,7 +126,9 @@ func TestFrozenEvent(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
-		b.pool(`{"version":1,"name":"c","kind":"shared","ranges":[[{"subnet":"10.2.0.0/24"}]]}`) // news while it is frozen
+		if err := b.reg.PutTenant(t.Context(), record.Tenant{Name: "c", Quota: 1}); err != nil { // news while it is frozen
+			t.Fatal(err)
+		}
 		time.Sleep(time.Minute)
 		if n.count(api.RegistryFrozen) != 1 || n.count(api.RegistryConnected) != 1 {
 			t.Errorf("while it is frozen: %q", n.events())
