@@ -61,6 +61,9 @@ func (s *storm) leases() (map[string][]netip.Addr, string, error) {
 		return nil, "", err
 	}
 	out := map[string][]netip.Addr{}
+	for _, n := range s.bed.nodes {
+		out[n.Name] = nil // it may have given away all it had
+	}
 	for _, l := range all {
 		for a := l.CIDR.Addr(); l.CIDR.Contains(a); a = a.Next() {
 			has := l.Owner
@@ -201,22 +204,22 @@ func (s *storm) take(pool string, size int, owners []string) int {
 		}
 		return c
 	}
-	for got := true; got && len(taken) < size; {
-		got = false
+	done := map[int]bool{} // has all that it can get
+	for len(taken) < size && len(done) < len(owners) {
 		for i, owner := range owners {
-			tries := 1 // an owner may have all that is kept for it
+			tries := 2
 			if owner == "" {
-				tries = 10
+				tries = 10 // others have to give it up
 			}
-			if len(taken) == size {
-				break
+			if done[i] || len(taken) == size {
+				continue
 			}
 			c := add(i, tries)
 			if c.outcome != ok {
-				last = c.note
+				done[i], last = true, c.note
 				continue
 			}
-			if got = true; taken[c.addr] {
+			if taken[c.addr] {
 				s.t.Errorf("pool %s: given out already: %s", pool, c)
 			}
 			taken[c.addr] = true
