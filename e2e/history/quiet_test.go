@@ -61,6 +61,9 @@ func (s *storm) leases() (map[string][]netip.Addr, string, error) {
 		return nil, "", err
 	}
 	out := map[string][]netip.Addr{}
+	for _, n := range s.bed.nodes {
+		out[n.Name] = nil // it may have given away all it had
+	}
 	for _, l := range all {
 		for a := l.CIDR.Addr(); l.CIDR.Contains(a); a = a.Next() {
 			has := l.Owner
@@ -186,25 +189,37 @@ func (s *storm) fill() {
 	s.t.Logf("%d and %d addresses are given out", strict, soft)
 }
 
-// take has ADDs from a pool, from a host for each owner, "" for none, until
-// nobody gets one any more. All addresses have to go.
+// take has ADDs from a pool, from a host for each owner, "" for none, until all
+// addresses are given out, or nobody gets one any more.
 func (s *storm) take(pool string, size int, owners []string) int {
 	taken, last := map[netip.Addr]bool{}, ""
-	for got := true; got && len(taken) <= size; {
-		got = false
-		for i, owner := range owners {
-			n := s.bed.nodes[i%hosts]
-			a := &attachment{worker: &worker{storm: s, pool: pool, owner: owner}, node: n, netns: n.Path + "-w15" + n.Name}
-			a.id = fmt.Sprintf("%s-%s-%d", pool, n.Name, len(taken))
-			c := a.call("ADD")
-			for tries := 0; c.outcome != ok && len(taken) < size && len(owners) == hosts && tries < 10; tries++ {
-				c = a.call("ADD")
+	add := func(i, tries int) (c call) {
+		n := s.bed.nodes[i%hosts]
+		a := &attachment{worker: &worker{storm: s, pool: pool, owner: owners[i]}, node: n, netns: n.Path + "-w15" + n.Name}
+		a.id = fmt.Sprintf("%s-%s-%d", pool, n.Name, len(taken))
+		for range tries {
+			if c = a.call("ADD"); c.outcome == ok {
+				break
 			}
-			if c.outcome != ok {
-				last = c.note
+		}
+		return c
+	}
+	done := map[int]bool{} // has all that it can get
+	for len(taken) < size && len(done) < len(owners) {
+		for i, owner := range owners {
+			tries := 2
+			if owner == "" {
+				tries = 10 // others have to give it up
+			}
+			if done[i] || len(taken) == size {
 				continue
 			}
-			if got = true; taken[c.addr] {
+			c := add(i, tries)
+			if c.outcome != ok {
+				done[i], last = true, c.note
+				continue
+			}
+			if taken[c.addr] {
 				s.t.Errorf("pool %s: given out already: %s", pool, c)
 			}
 			taken[c.addr] = true
@@ -212,6 +227,8 @@ func (s *storm) take(pool string, size int, owners []string) int {
 	}
 	if len(taken) != size {
 		s.t.Errorf("pool %s: of %d addresses %d can be had: %s", pool, size, len(taken), last)
+	} else if c := add(0, 1); c.outcome == ok {
+		s.t.Errorf("pool %s has %d addresses, and gives one more: %s", pool, size, c)
 	}
 	return len(taken)
 }
