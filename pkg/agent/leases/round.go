@@ -33,7 +33,7 @@ type memory struct {
 	first map[string]map[netip.Prefix]lease.Rev
 	// flags have when they were seen first; used and attached, when the block or
 	// the pool was in use last.
-	flags    map[flag]time.Time
+	flags    map[string]map[flag]time.Time // by pool
 	used     map[netip.Prefix]time.Time
 	attached map[string]time.Time
 }
@@ -160,45 +160,85 @@ func (t *Trader) confirm(ctx context.Context, v *registry.View, pools []record.P
 	return t.Ledger.Confirm()
 }
 
-// answer gives an address to the node that has waited longest, when it is this
-// node's turn; wait is how long it is until then.
+// answer gives an address to each node whose flag it is this node's turn for, to
+// those that have waited longest first; wait is how long it is until the next
+// turn. Many flags are answered at once, each by another node: one after the
+// other would take longer than the ADDs behind them wait.
 func (t *Trader) answer(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) (wait time.Duration, err error) {
-	w, ok := lease.Oldest(slices.Collect(maps.Values(v.Wants[p.UUID])))
-	if !ok || p.Kind == record.Routed || w.Node == me || w.Answered(v.Seen(p.UUID)) {
+	wants := slices.SortedFunc(maps.Values(v.Wants[p.UUID]), lease.Want.Compare)
+	if p.Kind == record.Routed || len(wants) == 0 {
 		return 0, nil
 	}
-	turn, mine := w.Turn(me, v.Seen(p.UUID))
-	if !mine {
-		return 0, nil
+	tally := lease.Count(maps.Values(v.Blocks[p.UUID]))
+	before := t.flags[p.UUID]
+	flags := map[flag]time.Time{}
+	var due []lease.Want
+	for _, w := range wants {
+		turn, mine := tally.Turn(w, me)
+		if !mine || tally.Answered(w) {
+			continue
+		}
+		f := flag{w.Node, w.Rev}
+		first, known := before[f]
+		if !known {
+			first = t.now()
+		}
+		flags[f] = first
+		switch left := turn - t.now().Sub(first); {
+		case left <= 0:
+			due = append(due, w)
+		case wait == 0 || left < wait:
+			wait = left
+		}
 	}
 	if t.flags == nil {
-		t.flags = map[flag]time.Time{}
+		t.flags = map[string]map[flag]time.Time{}
 	}
-	f := flag{w.Node, w.Rev}
-	if _, known := t.flags[f]; !known {
-		clear(t.flags) // of a flag at a time
-		t.flags[f] = t.now()
-	}
-	if left := turn - t.now().Sub(t.flags[f]); left > 0 {
-		return left, nil
-	}
-	// Others may have answered since the view was told.
-	if up, err := t.Registry.Raised(ctx, p.UUID, w); err != nil || !up {
-		return 0, err
-	}
-	if err := t.Registry.Refresh(ctx, v, p.UUID); err != nil || w.Answered(v.Seen(p.UUID)) {
-		return 0, err
+	t.flags[p.UUID] = flags
+	return wait, t.giveTo(ctx, v, p, due)
+}
+
+// giveTo gives an unused address to each of some nodes, as long as there are any.
+func (t *Trader) giveTo(ctx context.Context, v *registry.View, p record.Pool, due []lease.Want) error {
+	if len(due) == 0 {
+		return nil
 	}
 	spares, err := t.Ledger.Spares(p.UUID, maxSpares)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	for _, s := range spares {
-		if cidr, ok := blockOf(v, p, s.Address); ok && !s.Strict {
-			return 0, t.to(ctx, v, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{s.Address: {Node: w.Node}}})
+	spares = slices.DeleteFunc(spares, func(s ledger.Spare) bool {
+		_, ok := blockOf(v, p, s.Address)
+		return !ok || s.Strict
+	})
+	if len(spares) == 0 {
+		return nil
+	}
+	// Others may have answered since the view was told.
+	if err := t.Registry.Refresh(ctx, v, p.UUID); err != nil {
+		return err
+	}
+	tally := lease.Count(maps.Values(v.Blocks[p.UUID]))
+	for _, w := range due {
+		if len(spares) == 0 {
+			return nil
+		}
+		if tally.Answered(w) {
+			continue
+		}
+		if up, err := t.Registry.Raised(ctx, p.UUID, w); err != nil {
+			return err
+		} else if !up {
+			continue
+		}
+		a := spares[0].Address
+		spares = spares[1:]
+		cidr, _ := blockOf(v, p, a)
+		if err := t.to(ctx, v, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{a: {Node: w.Node}}}); err != nil {
+			return err
 		}
 	}
-	return 0, nil
+	return nil
 }
 
 func blockOf(v *registry.View, p record.Pool, a netip.Addr) (netip.Prefix, bool) {
