@@ -13,6 +13,10 @@
 // What is about ipvlan runs in a guest (e2e/vm), whose kernel has it and which is
 // several times slower: there only the ratios mean something.
 //
+// What is about a large cluster is many agents in one process (e2e/crowd) on an
+// etcd: there a busy machine tells less by its seconds than by its processor
+// seconds and requests.
+//
 // It leaves out throughput.
 package main
 

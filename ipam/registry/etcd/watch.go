@@ -22,7 +22,7 @@ const (
 	rush = 20
 	// rest is for how long a watch is given up then, on average. What has come
 	// meanwhile is told in one message.
-	rest = 500 * time.Millisecond
+	rest = 300 * time.Millisecond
 )
 
 // errRush ends a watch that is to go on after a rest.

@@ -196,8 +196,12 @@ func (c *Cluster) enrollLocked(ctx context.Context) error {
 // sweepLocked frees what removed nodes had, when it has rested. All nodes do
 // so, one after the other, until one has.
 func (c *Cluster) sweepLocked(ctx context.Context) error {
+	if len(c.view.Gone) == 0 {
+		return nil
+	}
+	named := named(c.view)
 	for n, g := range c.view.Gone {
-		if !names(c.view, n) {
+		if !named[n] {
 			delete(c.gone, n)
 			continue
 		}
@@ -232,17 +236,22 @@ func (c *Cluster) turn() time.Duration {
 	return min(time.Duration(max(0, slices.Index(nodes, c.node.Node)))*2*time.Second, time.Minute)
 }
 
-// names reports whether anything names a node.
-func names(v *registry.View, n lease.Node) bool {
+// named are the nodes that anything names. Tombstones stay for ever, so that
+// there may be many to look for.
+func named(v *registry.View) map[lease.Node]bool {
+	named := map[lease.Node]bool{}
+	for n := range v.Nodes {
+		named[n] = true
+	}
 	for _, blocks := range v.Blocks {
 		for _, s := range blocks {
-			if s.Block.Names(n) {
-				return true
+			named[s.Block.Owner] = true
+			for _, e := range s.Block.Given {
+				named[e.Node] = true
 			}
 		}
 	}
-	_, known := v.Nodes[n]
-	return known
+	return named
 }
 
 // some is a time that is another one on each node, from half of d on.
