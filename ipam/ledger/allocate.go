@@ -320,6 +320,9 @@ func (t *tx) fresh(req ipam.AllocateRequest) (*grant, error) {
 // will.
 func (l *Ledger) Quarantine(id string, a netip.Addr, reason string) (done bool, err error) {
 	a = plain(a)
+	if err := l.Refused(); err != nil {
+		return false, err
+	}
 	err = l.update(func(t *tx) error {
 		done = false
 		p, known, err := t.pool(id)

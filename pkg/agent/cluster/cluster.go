@@ -366,7 +366,9 @@ func (c *Cluster) seen(v *registry.View, news registry.News) error {
 	c.metrics.connected.Set(1)
 	c.metrics.unread.Set(float64(len(v.Unread)))
 	c.followedLocked()
-	c.tellPoolsLocked()
+	if news.All {
+		c.tellPoolsLocked()
+	}
 	if news.For(c.node.Node) {
 		c.Stir()
 		c.news.tell()
