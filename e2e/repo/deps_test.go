@@ -122,7 +122,7 @@ func TestDoors(t *testing.T) {
 		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},
 		{"go.etcd.io/etcd", []string{"ipam/registry/etcd"}, "12 MB and 16 ms a start, for the agent alone"},
 		{"github.com/containerd", []string{"pkg/agent/containerd"}, "which containers there are is asked in one place; its gRPC is that of etcd's client"},
-		{"google.golang.org/grpc", []string{"pkg/agent/containerd"}, "as github.com/containerd"},
+		{"google.golang.org/grpc", []string{"pkg/agent/containerd", "ipam/registry/etcd"}, "it comes with etcd's client, whose connections it makes"},
 		{"github.com/prometheus", []string{"pkg/agent"}, "a process of 10 ms is not scraped"},
 		{"net/http", []string{"pkg/agent"}, "people and programs ask the agent; plugins have the wire of ipam/client"},
 		{"github.com/spf13/cobra", []string{"pkg/cli"}, "10 ms of init in a plugin would be paid on each ADD"},

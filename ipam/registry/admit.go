@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 )
@@ -169,4 +170,29 @@ func (v *View) Search(pool record.Pool, set int, s lease.Search) (lease.Search, 
 	s.Sticky, s.StickyFor = pool.Sticky, pool.StickyFor
 	s.Whole = pool.Kind == record.Routed
 	return s, nil
+}
+
+// lost are the blocks that nodes have of pools which are not in the registry: it
+// was made anew, or restored, and nodes have said what they had.
+func (v *View) lost() map[string][]lease.Seen {
+	known := map[string]bool{}
+	for _, p := range v.Pools {
+		known[p.Value.UUID] = true
+	}
+	lost := map[string][]lease.Seen{}
+	for uuid, blocks := range v.Blocks {
+		for _, s := range blocks {
+			if !known[uuid] && len(s.Block.Nodes()) > 0 {
+				lost[uuid] = append(lost[uuid], s)
+			}
+		}
+	}
+	return lost
+}
+
+// touches reports whether a range set has addresses in a block.
+func touches(set ipam.RangeSet, cidr netip.Prefix) bool {
+	return slices.ContainsFunc(set, func(r ipam.Range) bool {
+		return cidr.Contains(r.First) || cidr.Contains(r.Last) || r.Contains(cidr.Addr())
+	})
 }

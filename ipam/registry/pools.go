@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
@@ -200,34 +200,17 @@ func (v *View) fits(p record.Pool, rev lease.Rev) error {
 	return nil
 }
 
-// lost are the blocks that nodes have of pools which are not in the registry: it
-// was made anew, or restored, and nodes have said what they had.
-func (v *View) lost() map[string][]lease.Seen {
-	known := map[string]bool{}
-	for _, p := range v.Pools {
-		known[p.Value.UUID] = true
-	}
-	lost := map[string][]lease.Seen{}
-	for uuid, blocks := range v.Blocks {
-		for _, s := range blocks {
-			if !known[uuid] && len(s.Block.Nodes()) > 0 {
-				lost[uuid] = append(lost[uuid], s)
-			}
-		}
-	}
-	return lost
-}
+// leave is how long agents have to return what nobody uses of a pool that is to
+// be deleted, and look how often it is counted.
+const (
+	leave = 5 * time.Second
+	look  = 200 * time.Millisecond
+)
 
-// touches reports whether a range set has addresses in a block.
-func touches(set ipam.RangeSet, cidr netip.Prefix) bool {
-	return slices.ContainsFunc(set, func(r ipam.Range) bool {
-		return cidr.Contains(r.First) || cidr.Contains(r.Last) || r.Contains(cidr.Addr())
-	})
-}
-
-// DeletePool removes a pool of which nothing is leased and which no network
-// uses. It is marked first and counted then: a node that leases a block at the
-// same moment sees the mark before it uses it (View.Admit).
+// DeletePool removes a pool of which nothing is in use and which no network
+// refers to. It is marked first and counted then: a node that leases a block at the
+// same moment sees the mark before it uses it (View.Admit). Agents that see the
+// mark return what nobody uses; a node without its agent keeps what it leases.
 func (r Registry) DeletePool(ctx context.Context, name string) error {
 	key := record.PoolFolder + name
 	var p record.Pool
@@ -245,16 +228,22 @@ func (r Registry) DeletePool(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("delete pool %q: %w", name, err)
 	}
-	v, err := r.View(ctx)
+	v, used, err := r.vacated(ctx, p)
 	if err != nil {
-		return err
+		return fmt.Errorf("delete pool %q: %w", name, err)
 	}
-	if used := v.users(p); used != nil {
+	marked, there := v.Pools[name]
+	if !there || marked.Value.UUID != p.UUID {
+		return nil // somebody else has deleted it
+	}
+	if used != nil {
+		// Whoever asked may have given up.
+		ctx = context.WithoutCancel(ctx)
 		// A command that died may have left the mark; it goes too.
 		if p.State = was; was == record.Deleting {
 			p.State = ""
 		}
-		back := r.Store.Swap(ctx, key, v.Pools[name].Rev, record.EncodePool(p))
+		back := r.Store.Swap(ctx, key, marked.Rev, record.EncodePool(p))
 		return errors.Join(used, back.err())
 	}
 	for cidr := range v.Blocks[p.UUID] {
@@ -263,6 +252,30 @@ func (r Registry) DeletePool(ctx context.Context, name string) error {
 		}
 	}
 	return r.remove(ctx, key)
+}
+
+// vacated waits until nobody has anything of a pool, or who has will keep it.
+func (r Registry) vacated(ctx context.Context, p record.Pool) (v *View, used, err error) {
+	for end := time.Now().Add(leave); ; {
+		if v, err = r.View(ctx); err != nil {
+			return nil, nil, err
+		}
+		var by *InUseError
+		used = v.users(p)
+		if !errors.As(used, &by) || len(by.Others) > 0 || time.Now().After(end) {
+			return v, used, nil
+		}
+		for n := range by.By {
+			if _, live := v.Live[n]; !live {
+				return v, used, nil
+			}
+		}
+		select {
+		case <-time.After(look):
+		case <-ctx.Done():
+			return v, used, nil
+		}
+	}
 }
 
 // users tells who is in the way of deleting a pool.

@@ -122,6 +122,9 @@ func (r Registry) Bind(ctx context.Context, live record.Live, ttl time.Duration)
 		other, err := record.DecodeLive(value)
 		return err == nil && other.Same(live)
 	})
+	if errors.Is(err, ErrTaken) {
+		err = fmt.Errorf("%w: an agent with a copy of this ledger, or this node's own before it booted, which is over in %s", err, ttl)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the session of node %s: %w", live.Node, err)
 	}

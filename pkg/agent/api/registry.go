@@ -59,7 +59,7 @@ func (c *Client) UpdatePool(ctx context.Context, name string, document []byte) (
 	return p, c.send(ctx, http.MethodPut, item("pools", name), nil, document, &p)
 }
 
-// DeletePool deletes a pool of which nothing is leased, and returns what it
+// DeletePool deletes a pool of which nothing is in use, and returns what it
 // was.
 func (c *Client) DeletePool(ctx context.Context, name string) (p record.Pool, err error) {
 	return p, c.call(ctx, http.MethodDelete, item("pools", name), nil, &p)

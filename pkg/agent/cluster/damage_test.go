@@ -1,10 +1,12 @@
 package cluster
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 )
 
@@ -162,6 +164,67 @@ func TestLateStore(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		if _, _, err := n.add(""); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// TestNewPool: the first ADD from a pool, however soon, leases no more than it
+// needs.
+func TestNewPool(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, "", 1)
+		defer b.end()
+		b.pool(`{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"fd00::/64"}]]}`)
+		if _, _, err := b.nodes[0].add(""); err != nil {
+			t.Fatal(err)
+		}
+		v, err := b.reg.View(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if blocks := v.Seen(v.Pools["a"].Value.UUID); len(blocks) != 1 {
+			t.Errorf("it leases %d blocks", len(blocks))
+		}
+	})
+}
+
+// TestDelete: a pool of which nobody uses anything can be deleted, although nodes
+// lease ahead of need; one that is used goes on as it was.
+func TestDelete(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"sticky":true}`, 2)
+		defer b.end()
+		var ids []string
+		for i, n := range b.nodes {
+			id, _, err := n.add([]string{"", "ns/web-0"}[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, id)
+		}
+		var used *registry.InUseError
+		if err := b.reg.DeletePool(t.Context(), "a"); !errors.As(err, &used) {
+			t.Errorf("in use: %v", err)
+		}
+		time.Sleep(time.Second)
+		for i, n := range b.nodes {
+			id, _, err := n.add("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.del(id)
+			n.del(ids[i])
+		}
+		time.Sleep(time.Second)
+		if err := b.reg.DeletePool(t.Context(), "a"); err != nil {
+			t.Errorf("not in use: %v", err)
+		}
+		if v, err := b.reg.View(t.Context()); err != nil || len(v.Pools)+len(v.Blocks) != 0 {
+			for pool := range v.Blocks {
+				if len(v.Blocks[pool]) > 0 {
+					t.Errorf("left: %v, %v", v.Blocks, err)
+				}
+			}
 		}
 	})
 }

@@ -151,6 +151,12 @@ func (w *wait) need(ctx context.Context) (got bool, err error) {
 			}
 			return err
 		}
+		// Of a pool that the ledger does not know yet it gives out nothing, however
+		// much is leased. The round tells it.
+		if known, found, err := poolOf(t.Ledger, w.req.Cluster); err != nil || !found || known.UUID != p.Value.UUID {
+			c.Stir()
+			return err
+		}
 		got = true
 		for set := range p.Value.Sets {
 			// One set after the other: a node has one flag for them.

@@ -76,6 +76,10 @@ func (t *Trader) Round(ctx context.Context, v *registry.View) (again time.Durati
 		errs = append(errs, t.confirm(ctx, v, pools, me))
 	}
 	for _, p := range pools {
+		if p.State == record.Deleting {
+			errs = append(errs, t.vacate(ctx, v, p))
+			continue
+		}
 		wait, err := t.answer(ctx, v, p, me)
 		if wait > 0 && (again == 0 || wait < again) {
 			again = wait
@@ -294,6 +298,19 @@ func (t *Trader) park(ctx context.Context, v *registry.View, p record.Pool) erro
 			to := lease.Entry{Key: s.Owner, Since: s.Since.Truncate(time.Second)}
 			errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{s.Address: to}}))
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// vacate returns what nobody uses of a pool that is to be deleted.
+func (t *Trader) vacate(ctx context.Context, v *registry.View, p record.Pool) error {
+	blocks, err := t.Ledger.Blocks(p.UUID)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, b := range blocks {
+		errs = append(errs, t.to(ctx, v, p, b.CIDR, lease.Goal{Return: true, Now: t.now().Truncate(time.Second)}))
 	}
 	return errors.Join(errs...)
 }

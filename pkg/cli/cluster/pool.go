@@ -159,7 +159,7 @@ Kind, tenant and the size of blocks cannot change.`,
 func (c Commands) poolDelete() *cobra.Command {
 	return &cobra.Command{
 		Use:     "delete NAME",
-		Short:   "Delete a cluster pool of which nothing is leased",
+		Short:   "Delete a cluster pool of which nothing is in use",
 		Example: "  underlayctl pool delete pods",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
