@@ -152,7 +152,9 @@ test-rooms: root ## tests of each package: plain, in namespaces, and of the real
 .PHONY: test-whole
 test-whole: root ## tests of the whole: repository rules, hosts on a switch
 	@$(call section,whole system)
-	go test -count=1 $$(go list ./e2e/... | grep -v -e /conformance$$ -e /vm/guest$$)
+	go test -count=1 $$(go list ./e2e/... | grep -v -e /conformance$$ -e /vm/guest$$ -e /history$$ -e /crowd$$)
+	# These take all processors for minutes, and others' timing with them.
+	go test -count=1 -p 1 ./e2e/crowd ./e2e/history
 
 .PHONY: test-history
 test-history: PACKAGES := ca-certificates iproute2 etcd-server
