@@ -152,7 +152,15 @@ test-rooms: root ## tests of each package: plain, in namespaces, and of the real
 .PHONY: test-whole
 test-whole: root ## tests of the whole: repository rules, hosts on a switch
 	@$(call section,whole system)
-	go test -count=1 $$(go list ./e2e/... | grep -v -e /conformance$$ -e /vm/guest$$)
+	go test -count=1 $$(go list ./e2e/... | grep -v -e /conformance$$ -e /vm/guest$$ -e /history$$ -e /crowd$$)
+	# These take all processors for minutes, and others' timing with them.
+	go test -count=1 -p 1 ./e2e/crowd ./e2e/history
+
+.PHONY: test-history
+test-history: PACKAGES := ca-certificates iproute2 etcd-server
+test-history: root packages ## judge a cluster's history under kills, partitions, clock jumps (FOR=10m, SEED=)
+	@$(call section,history of a cluster)
+	HISTORY_FOR=$(or $(FOR),10m) HISTORY_SEED=$(SEED) go test -count=1 -timeout 3h -v -run TestHistory ./e2e/history
 
 .PHONY: test-guest
 test-guest: PACKAGES := ca-certificates iproute2 iputils-ping $(GUEST)
@@ -167,7 +175,7 @@ conformance: root packages ## the reference plugins' own specs, 168 of macvlan a
 	go test -count=1 -v ./e2e/conformance
 
 .PHONY: bench
-bench: PACKAGES := ca-certificates $(GUEST)
+bench: PACKAGES := ca-certificates etcd-server $(GUEST)
 bench: root packages build ## measure ours beside the reference (ARGS="-rounds 80 -json"; ARGS=-h lists them)
 	@go run ./e2e/bench -bin $(BIN) $(ARGS)
 

@@ -33,10 +33,6 @@ func within(t *testing.T, f func() error) {
 func (c *cluster) agree() {
 	c.t.Helper()
 	within(c.t, func() error {
-		leases, err := c.hosts[0].api.Leases(c.t.Context(), api.LeaseFilter{})
-		if err != nil {
-			return err
-		}
 		for _, m := range c.hosts {
 			d, err := m.api.Node(c.t.Context())
 			if err != nil {
@@ -48,7 +44,8 @@ func (c *cluster) agree() {
 			m.end(syscall.SIGTERM)
 		}
 		// What they did on the way is in the registry by now.
-		if leases, err = c.hosts[0].api.Leases(c.t.Context(), api.LeaseFilter{}); err != nil {
+		leases, err := c.hosts[0].api.Leases(c.t.Context(), api.LeaseFilter{})
+		if err != nil {
 			return err
 		}
 		c.hosts[0].end(syscall.SIGTERM)

@@ -112,7 +112,7 @@ func TestCluster(t *testing.T) {
 	}
 	wantRoutes(t, result, "198.51.100.0/24", "2001:db8:1::/48")
 
-	full := []string{`"red"`, "192.0.2.8-192.0.2.15", "of 8 usable it leases 4: 4 held", "the agent leases more"}
+	full := []string{`"red"`, "192.0.2.8-192.0.2.15", "of 8 usable it leases 4: 4 held", "no agent runs on this node"}
 	n, rt := container(t, b.h1, "late")
 	calls := b.h1.CNI(ours)
 	before := stateOf(t, b.h1, n)

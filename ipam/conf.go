@@ -224,7 +224,7 @@ func (c *Config) loadSets(w configWire, extra [][]json.RawMessage) error {
 		return err
 	}
 	if len(c.Pool.Sets) == 0 {
-		return fieldErrorf("ipam.ranges", "is missing: give ranges or subnet")
+		return fieldErrorf("ipam.ranges", "is missing: give ranges, subnet, or a cluster pool")
 	}
 	return checkOverlaps(c.Pool.Sets, places)
 }

@@ -90,7 +90,7 @@ func (e *ExhaustedError) cluster() string {
 	s := fmt.Sprintf("pool %q has no free address on this node in %s: of %d usable it leases %d: %d held, %d cooling, %d quarantined, %d reserved, %d used by others, %d on their way to other nodes",
 		e.Pool, e.Ranges, c.Usable, c.Usable-c.Elsewhere, c.Held, c.Cooling, c.Quarantined, c.Reserved, c.Other, c.Giving)
 	if e.More() {
-		return s + "; the agent leases more, as far as other nodes have something to give"
+		return s
 	}
 	return s + "; the node has all of the pool"
 }

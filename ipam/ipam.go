@@ -93,15 +93,22 @@ type Record struct {
 // PoolID is Pool.ID of the record's pool.
 func (r Record) PoolID() string { return poolID(r.Pool, r.PoolUUID) }
 
-// Over reports whether a Cooling or Quarantined record has run its time. A
-// clock set back to before the state began ends it too: a wrong clock must
-// not keep an address out of use for longer than the state was to last.
+// Over reports whether a Cooling or Quarantined record has run its time.
 func (r Record) Over(now time.Time) bool {
 	switch r.State {
 	case Cooling, Quarantined:
-		return !now.Before(r.Until) || now.Before(r.Since)
+		return RestOver(now, r.Since, r.Until)
 	}
 	return false
+}
+
+// RestOver reports whether what was to last from since to until is over. A clock
+// that was set back by more than that ends it too, since a wrong clock must not
+// keep an address out of use for much longer. One set back by less does not:
+// what a strict pool keeps for an owner would be anybody's after each small
+// correction.
+func RestOver(now, since, until time.Time) bool {
+	return !now.Before(until) || since.Sub(now) > until.Sub(since)
 }
 
 // Uses are the things on this node that attachments share and that go with

@@ -114,7 +114,9 @@ func TestRecordOver(t *testing.T) {
 	}{
 		{"cooling still", Cooling, -time.Second, time.Second, false},
 		{"cooling over", Cooling, -time.Minute, 0, true},
-		{"clock set back", Quarantined, time.Hour, 2 * time.Hour, true},
+		{"clock set back by less than it lasts", Quarantined, time.Hour, 2 * time.Hour, false},
+		{"clock set back by more", Quarantined, time.Hour, 90 * time.Minute, true},
+		{"clock corrected by a moment", Cooling, time.Millisecond, time.Hour, false},
 		{"held never ends", Held, -time.Hour, -time.Minute, false},
 		{"reserved never ends", Reserved, -time.Hour, -time.Minute, false},
 	}

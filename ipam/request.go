@@ -33,6 +33,10 @@ type AllocateRequest struct {
 	Runtime   string `json:"runtime,omitempty"`
 	Netns     Netns  `json:"netns,omitzero"`
 	Uses      Uses   `json:"uses,omitzero"`
+	// Wire is the name of the interface of the host that leads to the wire which
+	// the addresses are for, where others on it can be asked whether they use
+	// them; "" where not. The ledger has no use for it.
+	Wire string `json:"wire,omitempty"`
 	// Since, unless zero, is when this was asked for first, without an answer:
 	// what the attachment holds since then is not Known, but came of that.
 	Since time.Time `json:"since,omitzero"`
@@ -85,6 +89,11 @@ type ReleaseRequest struct {
 	Attachment Attachment `json:"attachment"`
 	// Before, unless zero, spares records made at or after it.
 	Before time.Time `json:"before,omitzero"`
+	// Ledger and Seq are set by whoever spools a release that was to have no
+	// Before: the ID of the ledger in use then, and its last transaction. In that
+	// ledger Before does not count, unless it was rebuilt since.
+	Ledger string `json:"ledger,omitempty"`
+	Seq    uint64 `json:"seq,omitempty"`
 	// Since, unless zero, spares records made before it.
 	Since time.Time `json:"since,omitzero"`
 	// Undo releases without cooling: the addresses were never in use.

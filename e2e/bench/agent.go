@@ -21,10 +21,14 @@ import (
 const (
 	sectionAgent     = "IPAM alone, without an agent and with one"
 	sectionWithAgent = "macvlan, without an agent and with one"
+	sectionPools     = "IPAM through the agent, a local pool and a cluster's"
 	sectionClients   = "IPAM through the agent, 32 clients, addresses of a /16 held"
 
 	alone     = "without"
 	withAgent = "with"
+
+	localPool   = "local pool"
+	clusterPool = "cluster pool, free space on the node"
 
 	clients       = 32
 	heldFew       = "100 held"
@@ -39,7 +43,67 @@ func (b *bench) agent(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := b.comparePools(ctx); err != nil {
+		return err
+	}
 	return b.shared(ctx)
+}
+
+// comparePools measures IPAM from a local pool and from a cluster pool of which
+// the node leases enough, both through an agent.
+func (b *bench) comparePools(ctx context.Context) (err error) {
+	if err := loopbackUp(); err != nil {
+		return err
+	}
+	s, _, err := b.serve(ctx, "pools", `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.10.0.0/16","gateway":"10.10.0.1"}]],"routes":[{"dst":"0.0.0.0/0"}],"blockPrefix":{"ipv4":24}}`)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Stop()) }()
+	var variants []variant
+	for _, name := range []string{localPool, clusterPool} {
+		dir := filepath.Join(b.scratch, "agent", "pools", fmt.Sprint(len(variants)))
+		place := object{"dataDir": filepath.Join(dir, "data"), "runDir": filepath.Join("/run", "agent", "pools", fmt.Sprint(len(variants)))}
+		conf := object{"type": "underlay", "ipam": ipv4.ipam("underlay"), "dataDir": place["dataDir"], "runDir": place["runDir"]}
+		if name == clusterPool {
+			conf["ipam"] = object{"type": "underlay", "pool": "a"}
+			place["registry"] = object{"etcd": object{"endpoints": []string{s.Endpoint}}}
+		}
+		place["nodeName"] = "n1"
+		v, err := newVariant(name, b.bin, dir, conf)
+		if err != nil {
+			return err
+		}
+		cmd, err := b.launchAgent(ctx, place)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, stopAgent(cmd)) }()
+		variants = append(variants, v)
+	}
+	if err := b.await(ctx, variants[1]); err != nil {
+		return err
+	}
+	return b.alternate(ctx, sectionPools, b.rounds, variants)
+}
+
+// await attaches to a network until that works, for half a minute at least: an
+// agent listens before it has reached the registry and leased a block.
+func (b *bench) await(ctx context.Context, v variant) error {
+	a, err := b.stage.attachment(v)
+	if err != nil {
+		return err
+	}
+	for range 150 {
+		if _, err = a.add(ctx); err == nil {
+			_, err = a.del(ctx)
+			return err
+		}
+		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // compareAgent measures a plugin with an agent and without, one at a time.
@@ -70,12 +134,17 @@ func (b *bench) compareAgent(ctx context.Context, section string) (err error) {
 
 // startAgent starts an agent on a configuration's folders, ready.
 func (b *bench) startAgent(ctx context.Context, conf object) (stop func() error, err error) {
-	dataDir, runDir := conf["dataDir"].(string), conf["runDir"].(string)
-	text, err := json.Marshal(object{"dataDir": dataDir, "runDir": runDir})
+	cmd, err := b.launchAgent(ctx, object{"dataDir": conf["dataDir"], "runDir": conf["runDir"]})
+	return func() error { return stopAgent(cmd) }, err
+}
+
+// launchAgent starts an agent of a configuration, and waits until it listens.
+func (b *bench) launchAgent(ctx context.Context, conf object) (*exec.Cmd, error) {
+	text, err := json.Marshal(conf)
 	if err != nil {
 		return nil, err
 	}
-	file := filepath.Join(filepath.Dir(dataDir), "underlayd.json")
+	file := filepath.Join(filepath.Dir(conf["dataDir"].(string)), "underlayd.json")
 	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, text, 0o600)); err != nil {
 		return nil, err
 	}
@@ -83,17 +152,18 @@ func (b *bench) startAgent(ctx context.Context, conf object) (stop func() error,
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	stop = func() error {
-		return errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait())
-	}
-	socket := filepath.Join(runDir, "cni.sock")
+	socket := filepath.Join(conf["runDir"].(string), "cni.sock")
 	for range 1000 {
 		if _, err = os.Stat(socket); err == nil {
-			return stop, nil
+			return cmd, nil
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	return nil, errors.Join(err, stop())
+	return nil, errors.Join(err, stopAgent(cmd))
+}
+
+func stopAgent(cmd *exec.Cmd) error {
+	return errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait())
 }
 
 // shared has many clients at once allocate and release addresses of one pool,

@@ -13,7 +13,7 @@ import (
 
 // levels are the numbers of addresses held, of a /16, when an IPAM plugin is
 // measured alone.
-var levels = []int{0, 1000, 10000, 60000}
+var levels = []int{0, 1000, 10000, 50000, 60000}
 
 // held measures the IPAM plugins alone, as libcni would call them.
 func (b *bench) held(ctx context.Context) error {

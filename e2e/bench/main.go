@@ -13,6 +13,10 @@
 // What is about ipvlan runs in a guest (e2e/vm), whose kernel has it and which is
 // several times slower: there only the ratios mean something.
 //
+// What is about a large cluster is many agents in one process (e2e/crowd) on an
+// etcd: there a busy machine tells less by its seconds than by its processor
+// seconds and requests.
+//
 // It leaves out throughput.
 package main
 
@@ -50,7 +54,8 @@ type options struct {
 	rounds  int            // attachments per variant, one at a time
 	workers int            // attachments at once
 	only    *regexp.Regexp // sections to run
-	scale   bool           // the 128 x 16 section as well
+	scale   bool           // the sections of a large node and a large cluster as well
+	agents  int            // of a large cluster
 	json    bool           // JSON instead of tables
 }
 
@@ -94,15 +99,16 @@ func parse() (options, error) {
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "folder on a disk, for the ledgers")
 	flag.IntVar(&o.rounds, "rounds", 240, "attachments per variant, one at a time; other sections scale with it")
 	flag.IntVar(&o.workers, "workers", 8, "attachments at once")
-	flag.StringVar(&only, "run", "", "run only the sections that match: one, many, ipv6, held, agent, scale, ipvlan")
-	flag.BoolVar(&o.scale, "scale", false, "also attach 128 pods to 16 networks each (2 minutes more)")
+	flag.StringVar(&only, "run", "", "run only the sections that match: one, many, ipv6, held, agent, scale, crowd, ipvlan")
+	flag.BoolVar(&o.scale, "scale", false, "also attach 128 pods to 16 networks each, and start a crowd of agents (10 minutes more)")
+	flag.IntVar(&o.agents, "agents", 1000, "agents in the crowd; on two processors 300 say more about the agents, and less about the machine")
 	flag.BoolVar(&o.json, "json", false, "print JSON")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		return o, fmt.Errorf("unknown argument %q", flag.Arg(0))
 	}
-	if o.rounds < 1 || o.workers < 1 {
-		return o, errors.New("-rounds and -workers start at 1")
+	if o.rounds < 1 || o.workers < 1 || o.agents < 1 {
+		return o, errors.New("-rounds, -workers and -agents start at 1")
 	}
 	var err error
 	if o.only, err = regexp.Compile(only); err != nil {
@@ -160,6 +166,7 @@ func outside(ctx context.Context, o options) (r *Report, err error) {
 			r.Guest = part.Machine.Kernel
 		}
 		r.Series = append(r.Series, part.Series...)
+		r.Figures = append(r.Figures, part.Figures...)
 		r.Budgets = append(r.Budgets, part.Budgets...)
 	}
 	if !ran {

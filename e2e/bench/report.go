@@ -34,6 +34,7 @@ type Report struct {
 	Guest   string    `json:"guest,omitempty"` // version of its kernel, if there was one
 	Workers int       `json:"workers"`         // where several are at once
 	Series  []*Series `json:"series"`
+	Figures []Figure  `json:"figures,omitempty"`
 	Sizes   []Size    `json:"sizes"`
 	Budgets []Budget  `json:"budgets"`
 }
@@ -58,6 +59,13 @@ type Series struct {
 
 	times []time.Duration // each call
 	whole []time.Duration // each round, from its first call to its last
+}
+
+// Figure is one number that a section found.
+type Figure struct {
+	Section string  `json:"section"`
+	What    string  `json:"what"` // with the unit
+	Value   float64 `json:"value"`
 }
 
 // Size is a binary of ours.
@@ -181,6 +189,14 @@ func (r *Report) print(out io.Writer) error {
 		}
 		fmt.Fprintf(table, "%s\t%d\t%.1f\t%.1f\t%.2f\t%s\t  %s\n",
 			s.Verb, s.N, s.MedianMS, s.P95MS, s.MedianMS/r.base(s).MedianMS, rate, s.Variant)
+	}
+	table.Flush()
+	for i, f := range r.Figures {
+		if i == 0 || r.Figures[i-1].Section != f.Section {
+			table.Flush()
+			fmt.Fprintf(buffered, "\n%s\n", f.Section)
+		}
+		fmt.Fprintf(table, "%.2f\t  %s\n", f.Value, f.What)
 	}
 	table.Flush()
 	fmt.Fprint(buffered, "\nbudgets\n")

@@ -38,9 +38,10 @@ func (o options) wanted(guest bool) (wanted []section) {
 		{"held", false, (*bench).held},
 		{"agent", false, (*bench).agent},
 		{"scale", false, (*bench).scaled},
+		{"crowd", false, (*bench).crowd},
 		{"ipvlan", true, (*bench).ipvlan},
 	} {
-		if s.guest == guest && o.only.MatchString(s.name) && (s.name != "scale" || o.scale) {
+		if s.guest == guest && o.only.MatchString(s.name) && (s.name != "scale" && s.name != "crowd" || o.scale) {
 			wanted = append(wanted, s)
 		}
 	}

@@ -32,7 +32,7 @@ var rooms = []struct {
 	{"pkg/digest", nil, "names are made everywhere"},
 	{"pkg/cli", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/registry/record", "pkg/link", "pkg/netns", "pkg/agent/api"},
 		"commands show and repair what the ledger holds, through the agent when that has it open; the registry is the agent's alone"},
-	{"pkg/agent", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry", "ipam/registry/record", "pkg/agent/api"},
+	{"pkg/agent", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry", "ipam/registry/record", "pkg/agent/api", "pkg/arp", "pkg/link", "pkg/netns"},
 		"the agent serves the domain; attachments are the plugins'"},
 	{"pkg/agent/api", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry/record"},
 		"documents and a client, for other programs too: nothing of the agent behind them"},
@@ -43,8 +43,10 @@ var rooms = []struct {
 	{"ipam/registry/record", []string{"ipam", "ipam/lease"}, "the form of the values is that of the Admin API's documents too: no store comes with it"},
 	{"ipam/client", []string{"ipam", "ipam/ledger"}, "a plugin's way to the ledger"},
 	{"ipam/plugin", []string{"pkg/cni", "ipam", "ipam/client"}, "IPAM behind the CNI contract"},
-	{"e2e", []string{"e2e", "ipam", "ipam/ledger", "ipam/client", "pkg/agent/api"},
+	{"e2e", []string{"e2e", "e2e/crowd", "ipam", "ipam/ledger", "ipam/client", "pkg/agent/api"},
 		"black box: the programs are run, and agents asked as any program may; only the ledger is filled and checked from inside, and the benchmark is many plugins at once"},
+	{"e2e/crowd", []string{"ipam", "ipam/ledger", "ipam/lease", "ipam/registry", "ipam/registry/record", "pkg/agent"},
+		"a thousand agents fit into one machine only as tasks of one process"},
 }
 
 // anywhere may be imported by every room.
@@ -119,6 +121,8 @@ func TestDoors(t *testing.T) {
 		{"sigs.k8s.io/knftables", []string{"pkg/nft"}, "one table, written in one place; a plugin that masquerades pays for it with a start of nft"},
 		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},
 		{"go.etcd.io/etcd", []string{"ipam/registry/etcd"}, "12 MB and 16 ms a start, for the agent alone"},
+		{"github.com/containerd", []string{"pkg/agent/containerd"}, "which containers there are is asked in one place; its gRPC is that of etcd's client"},
+		{"google.golang.org/grpc", []string{"pkg/agent/containerd", "ipam/registry/etcd"}, "it comes with etcd's client, whose connections it makes"},
 		{"github.com/prometheus", []string{"pkg/agent"}, "a process of 10 ms is not scraped"},
 		{"net/http", []string{"pkg/agent"}, "people and programs ask the agent; plugins have the wire of ipam/client"},
 		{"github.com/spf13/cobra", []string{"pkg/cli"}, "10 ms of init in a plugin would be paid on each ADD"},
@@ -148,6 +152,7 @@ func TestPluginDependencies(t *testing.T) {
 		{"net/http", "the socket protocol is one JSON request and one response"},
 		{"crypto/tls", "comes with HTTP; plugins talk to the node they are on"},
 		{"google.golang.org/protobuf", "heavy init; comes with gRPC and etcd"},
+		{"github.com/containerd", "comes with gRPC; the agent asks it"},
 		{"google.golang.org/grpc", "1,000 packages for one request"},
 		{"github.com/prometheus", "a process of 10 ms is not scraped"},
 		{"go.opentelemetry.io", "cni v1.3.1's pkg/invoke brings it: 1.7 MB and 5 ms a start"},

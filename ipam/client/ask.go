@@ -11,6 +11,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 // How long the agent has for its answer. An ADD can do nothing without, while
@@ -24,7 +25,7 @@ const (
 // do has the agent answer q, or runs f on the ledger if there is no agent, and
 // then returns no response.
 func (c *Client) do(ctx context.Context, q *wire.Request, f func(*ledger.Ledger) error) (*wire.Response, error) {
-	began := time.Now().UTC()
+	began := fault.Now().UTC()
 	q.Version, q.DataDir = wire.Version, filepath.Clean(c.o.DataDir)
 	reading := q.Op != wire.OpAllocate && q.Op != wire.OpRelease && q.Op != wire.OpStatus
 	for {
@@ -95,6 +96,7 @@ func (c *Client) direct(ctx context.Context, reading bool, f func(*ledger.Ledger
 	defer cancel()
 	var mu sync.Mutex
 	agent, over := socket(-1), false
+	var elsewhere error
 	var timer *time.Timer
 	mu.Lock()
 	timer = time.AfterFunc(poll, func() {
@@ -103,6 +105,10 @@ func (c *Client) direct(ctx context.Context, reading bool, f func(*ledger.Ledger
 		defer mu.Unlock()
 		switch {
 		case err != nil && !over:
+			if elsewhere = Elsewhere(c.o); elsewhere != nil {
+				cancel()
+				return
+			}
 			timer.Reset(poll)
 		case err == nil && over:
 			s.close()
@@ -121,6 +127,9 @@ func (c *Client) direct(ctx context.Context, reading bool, f func(*ledger.Ledger
 	case err != nil:
 		if agent >= 0 {
 			return agent, nil
+		}
+		if elsewhere != nil {
+			err = elsewhere
 		}
 		return -1, err
 	case agent >= 0:

@@ -27,6 +27,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/pkg/digest"
+	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 // Client manages the addresses of one node.
@@ -89,9 +90,13 @@ func (c *Client) spool(req ipam.ReleaseRequest) error {
 // durable, at most once; an agent tells it only with the answer. The answer is
 // good only when Allocate returns it.
 func (c *Client) Allocate(ctx context.Context, req ipam.AllocateRequest, decided func(ipam.Allocation)) (a ipam.Allocation, err error) {
-	began := time.Now().UTC()
+	began := fault.Now().UTC()
 	r, err := c.do(ctx, &wire.Request{Op: wire.OpAllocate, Allocate: &req}, func(l *ledger.Ledger) (err error) {
 		a, err = allocate(l, always, req, decided)
+		var full *ipam.ExhaustedError
+		if errors.As(err, &full) && full.Cluster && full.More() {
+			err = fmt.Errorf("%w; no agent runs on this node: underlayd leases more", err)
+		}
 		return err
 	})
 	if r != nil && r.Allocation != nil {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,7 +12,31 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger"
 )
+
+// AgentLock is the file in the data folder that an agent has locked while it runs;
+// it holds the agent's run folder.
+const AgentLock = "agent.lock"
+
+// Elsewhere says that the ledger belongs to an agent which listens in another run
+// folder, so that its lock is never let go; nil where that is not so.
+func Elsewhere(o ledger.Options) error {
+	f, err := os.Open(filepath.Join(o.DataDir, AgentLock))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil {
+		return nil // left by one that is gone
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 4096))
+	dir := strings.TrimSpace(string(b))
+	if err != nil || dir == "" || filepath.Clean(dir) == filepath.Clean(o.RunDir) {
+		return nil
+	}
+	return &ipam.FieldError{Place: "runDir", Msg: fmt.Sprintf("%q is not that of the node agent which has the ledger in %q: %q", o.RunDir, o.DataDir, dir)}
+}
 
 // Identify names the namespace at path; device and inode are zero when there
 // is nothing.

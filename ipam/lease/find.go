@@ -31,6 +31,9 @@ type Search struct {
 	// Waiting: an ADD waits for the address. What goes to somebody only when
 	// nothing else is free is for those.
 	Waiting bool
+	// Full: no further block may be leased, as of a tenant whose quota has no room
+	// for one.
+	Full bool
 	// Attempt counts the times that the swap found was refused.
 	Attempt int
 }
@@ -111,6 +114,9 @@ func (s Search) own() (found Found, ok bool) {
 // that the records of a large pool do not grow without end, but only at the
 // first attempt: where many look for few, the next one goes elsewhere.
 func (s Search) block() (Found, bool) {
+	if s.Full {
+		return Found{}, false
+	}
 	known := make(map[netip.Prefix]bool, len(s.Blocks))
 	var returned []netip.Prefix
 	for _, r := range s.Blocks {

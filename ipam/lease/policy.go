@@ -2,6 +2,7 @@ package lease
 
 import (
 	"cmp"
+	"iter"
 	"math"
 	"net/netip"
 	"slices"
@@ -79,51 +80,82 @@ func Oldest(wants []Want) (Want, bool) {
 	if len(wants) == 0 {
 		return Want{}, false
 	}
-	return slices.MinFunc(wants, func(a, b Want) int { return cmp.Or(cmp.Compare(a.Rev, b.Rev), cmp.Compare(a.Node, b.Node)) }), true
+	return slices.MinFunc(wants, Want.Compare), true
+}
+
+// Compare orders flags by age.
+func (w Want) Compare(o Want) int {
+	return cmp.Or(cmp.Compare(w.Rev, o.Rev), cmp.Compare(w.Node, o.Node))
 }
 
 // Answered reports whether the node that raised the flag was given something
 // since. blocks are those of the range set in need.
-func (w Want) Answered(blocks []Seen) bool {
-	have := 0
-	for _, s := range blocks {
-		have += s.Block.Nodes()[w.Node]
-	}
-	return have > w.Have
+func (w Want) Answered(blocks []Seen) bool { return Count(slices.Values(blocks)).Answered(w) }
+
+// Turn is Tally.Turn of the records.
+func (w Want) Turn(me Node, blocks []Seen) (wait time.Duration, ok bool) {
+	return Count(slices.Values(blocks)).Turn(w, me)
 }
+
+// Tally is how many addresses of a pool each node has, by the records.
+type Tally struct {
+	have  map[Node]int
+	order []Node // who has any
+}
+
+// Count makes a Tally; with many flags up it is asked many times.
+func Count(blocks iter.Seq[Seen]) Tally {
+	t := Tally{have: make(map[Node]int)}
+	for s := range blocks {
+		for n, count := range s.Block.Nodes() {
+			t.have[n] += count
+		}
+	}
+	for n, count := range t.have {
+		if count > 0 {
+			t.order = append(t.order, n)
+		}
+	}
+	slices.Sort(t.order)
+	return t
+}
+
+// Answered reports whether the node that raised a flag was given something
+// since.
+func (t Tally) Answered(w Want) bool { return t.have[w.Node] > w.Have }
 
 // Turn is how long me waits before it answers a flag, so that the nodes that
 // have something to give do so one after the other, each flag beginning with
 // another; before it gives, it looks whether somebody has (Answered). ok is
 // false for a node that is not to answer.
-func (w Want) Turn(me Node, blocks []Seen) (wait time.Duration, ok bool) {
-	has := make(map[Node]bool)
-	for _, s := range blocks {
-		for n, count := range s.Block.Nodes() {
-			if count > 0 && n != w.Node {
-				has[n] = true
-			}
-		}
-	}
-	order := make([]Node, 0, len(has))
-	for n := range has {
-		order = append(order, n)
-	}
-	slices.Sort(order)
-	i := slices.Index(order, me)
-	if i < 0 {
+func (t Tally) Turn(w Want, me Node) (wait time.Duration, ok bool) {
+	i, ok := slices.BinarySearch(t.order, me)
+	if !ok || me == w.Node {
 		return 0, false
 	}
-	first := int(Rotation(w.Node, "want", int(w.Rev)) % uint64(len(order)))
-	return time.Duration((i-first+len(order))%len(order)) * turn, true
+	n := len(t.order)
+	// Who asks is not in the row.
+	if at, has := slices.BinarySearch(t.order, w.Node); has {
+		n--
+		if at < i {
+			i--
+		}
+	}
+	first := int(Rotation(w.Node, "want", int(w.Rev)) % uint64(n))
+	return time.Duration((i-first+n)%n) * turn, true
 }
 
 // Leased is the share of a pool's addresses that belong to nodes.
-func Leased(blocks []Seen, size uint64) float64 {
+func Leased(blocks iter.Seq[Seen], size uint64) float64 {
 	n := 0
-	for _, s := range blocks {
-		for _, count := range s.Block.Nodes() {
-			n += count
+	for s := range blocks {
+		if s.Block.Owner != "" {
+			n += s.Block.Size() - len(s.Block.Given)
+		}
+		for _, e := range s.Block.Given {
+			if e.Node != "" {
+				n++
+			}
 		}
 	}
 	return float64(n) / math.Max(1, float64(size))

@@ -2,12 +2,10 @@ package ledger
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
@@ -63,7 +61,7 @@ func (l *Ledger) AllocateIf(wanted func() error, req ipam.AllocateRequest, decid
 		return ipam.Allocation{}, err
 	}
 	if pool != "" && !out.Known {
-		l.demand.add(pool, l.o.Now())
+		l.demand.Add(pool, l.o.Now())
 	}
 	return out, nil
 }
@@ -316,57 +314,79 @@ func (t *tx) fresh(req ipam.AllocateRequest) (*grant, error) {
 	return g, t.store(g, ipam.AttachmentRecord{}, choices)
 }
 
-// demandTime is how far back Demand looks.
-const demandTime = 2 * time.Second
-
-// demand counts what was given out of late, by pool.
-type demand struct {
-	mu    sync.Mutex
-	times map[string][]time.Time
-}
-
-func (d *demand) add(pool string, now time.Time) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.times == nil {
-		d.times = map[string][]time.Time{}
+// Quarantine keeps an address of a pool, which is given by its ID, out of use for
+// a while, since somebody else on the wire has it. done is false, and nothing has
+// happened, where it is not free to be given out: its holder has found out, or
+// will.
+func (l *Ledger) Quarantine(id string, a netip.Addr, reason string) (done bool, err error) {
+	a = plain(a)
+	if err := l.Refused(); err != nil {
+		return false, err
 	}
-	d.times[pool] = append(d.recentLocked(pool, now), now)
-}
-
-// recentLocked drops what is older, or from before the clock was set back.
-func (d *demand) recentLocked(pool string, now time.Time) []time.Time {
-	times := d.times[pool]
-	if n := len(times); n > 0 && now.Before(times[n-1]) {
-		times = nil
-	}
-	for len(times) > 0 && now.Sub(times[0]) >= demandTime {
-		times = times[1:]
-	}
-	return times
+	err = l.update(func(t *tx) error {
+		done = false
+		p, known, err := t.pool(id)
+		from, usable := p.Find(a)
+		if err != nil || !known || !usable || t.short != nil {
+			return err
+		}
+		mine, err := t.mine(p, a)
+		if err != nil || !mine {
+			return err
+		}
+		old, err := t.record(a)
+		if err != nil || old.State != "" {
+			return err
+		}
+		rest := p.Quarantine
+		if rest <= 0 {
+			rest = defaultQuarantine
+		}
+		done = true
+		return t.setRecord(old, ipam.Record{
+			Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: netip.PrefixFrom(a, from.Subnet.Bits()), Gateway: from.Gateway,
+			State: ipam.Quarantined, BootID: t.boot, Since: t.now, Until: t.after(rest), Reason: reason,
+		})
+	})
+	return done && err == nil, err
 }
 
 // Demand returns how many attachments this open ledger has given addresses of a
 // cluster pool, which is a UUID, in the last two seconds.
-func (l *Ledger) Demand(pool string) int {
-	l.demand.mu.Lock()
-	defer l.demand.mu.Unlock()
-	return len(l.demand.recentLocked(pool, l.o.Now()))
-}
+func (l *Ledger) Demand(pool string) int { return l.demand.Recent(pool, l.o.Now()) }
 
-// claim makes what a rebuild found in use, and could not tell the pool of, an
-// address of the cluster pool whose block the registry says is this node's.
-func (t *tx) claim(pool string, a netip.Addr) error {
-	rec, err := t.record(a)
-	if err != nil || rec.State != ipam.Held || rec.PoolUUID != "" {
-		return err
+// Reserve keeps an address of a pool, which is given by its name, out of use
+// until Clear, and returns its record. One that is held is not taken from its
+// holder; what rests there or is quarantined is not kept any longer.
+func (l *Ledger) Reserve(pool string, a netip.Addr, reason string) (rec ipam.Record, err error) {
+	a = plain(a)
+	if err := l.Refused(); err != nil {
+		return rec, err
 	}
-	_, local, err := t.pool(rec.PoolID())
-	p, known, perr := t.pool(pool)
-	if _, usable := p.Find(a); err != nil || perr != nil || local || !known || !usable {
-		return errors.Join(err, perr)
+	if err := checkNames([2]string{"reason", reason}); err != nil {
+		return rec, err
 	}
-	next := rec
-	next.Pool, next.PoolUUID = p.Name, p.UUID
-	return t.setRecord(rec, next)
+	err = l.update(func(t *tx) error {
+		if t.short != nil {
+			return t.short
+		}
+		p, from, err := t.poolOf(pool, a)
+		if err != nil {
+			return err
+		}
+		old, err := t.record(a)
+		if err != nil {
+			return err
+		}
+		if old.State == ipam.Held {
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is %s", a, says(old))}
+		}
+		rec = ipam.Record{Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: netip.PrefixFrom(a, from.Subnet.Bits()),
+			Gateway: from.Gateway, State: ipam.Reserved, BootID: t.boot, Since: t.now, Reason: reason}
+		return t.setRecord(old, rec)
+	})
+	if err != nil {
+		return ipam.Record{}, err
+	}
+	return rec, nil
 }

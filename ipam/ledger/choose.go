@@ -166,19 +166,9 @@ func (c *chooser) parked(i int) (ok bool, err error) {
 // next chooses the next address without a record, going round from the one
 // that was given out last, so that a released one is not the next to be used.
 func (c *chooser) next(i int) (ok bool, err error) {
-	key := join(c.req.Pool.ID(), strconv.Itoa(i))
+	key := cursorKey(c.req.Pool, i)
 	last, _ := parseAddr(c.get(bucketCursor, key))
-	a, from, ok := c.req.Pool.Sets[i].Next(last, func(a netip.Addr) (netip.Addr, bool) {
-		if c.used[a] {
-			return a, true
-		}
-		end, yes, runErr := c.notFree(a)
-		if runErr != nil {
-			err = runErr
-			return a, false // ends the search
-		}
-		return end, yes
-	})
+	a, from, ok, err := c.after(i, last)
 	if err != nil || !ok {
 		return false, err
 	}
@@ -191,6 +181,54 @@ func (c *chooser) next(i int) (ok bool, err error) {
 	}
 	c.set(i, a, from, rec)
 	return true, c.put(bucketCursor, key, addrKey(a))
+}
+
+func cursorKey(p ipam.Pool, set int) []byte { return join(p.ID(), strconv.Itoa(set)) }
+
+// after finds the address without a record that comes after another one.
+func (c *chooser) after(i int, last netip.Addr) (a netip.Addr, from ipam.Range, ok bool, err error) {
+	a, from, ok = c.req.Pool.Sets[i].Next(last, func(a netip.Addr) (netip.Addr, bool) {
+		if c.used[a] {
+			return a, true
+		}
+		end, yes, runErr := c.notFree(a)
+		if runErr != nil {
+			err = runErr
+			return a, false // ends the search
+		}
+		return end, yes
+	})
+	return a, from, ok && err == nil, err
+}
+
+// Candidates lists the addresses that a pool, which is given by its ID, gives out
+// next if nobody asks for one by name and nothing is released: n of each range
+// set at most. Those that rest, which come when nothing else is free, are not
+// among them: they were this node's a moment ago.
+func (l *Ledger) Candidates(id string, n int) (out []netip.Addr, err error) {
+	err = l.view(func(t *tx) error {
+		p, known, err := t.pool(id)
+		if err != nil || !known {
+			return err
+		}
+		c := &chooser{tx: t, req: ipam.AllocateRequest{Pool: p}, used: map[netip.Addr]bool{}}
+		for i := range p.Sets {
+			last, _ := parseAddr(t.get(bucketCursor, cursorKey(p, i)))
+			for range n {
+				a, _, ok, err := c.after(i, last)
+				if err != nil {
+					return err
+				}
+				if !ok {
+					break
+				}
+				c.used[a], last = true, a
+				out = append(out, a)
+			}
+		}
+		return nil
+	})
+	return out, err
 }
 
 // oldest chooses the address whose rest ends first, over or not, of those
@@ -341,4 +379,20 @@ func count(n *ipam.Counts, pool string, rec ipam.Record) {
 	case rec.State == ipam.Reserved:
 		n.Reserved++
 	}
+}
+
+// claim makes what a rebuild could not tell the pool of one of the block's.
+func (t *tx) claim(pool string, a netip.Addr) error {
+	rec, err := t.record(a)
+	if err != nil || rec.State != ipam.Held || rec.PoolUUID != "" {
+		return err
+	}
+	_, local, err := t.pool(rec.PoolID())
+	p, known, perr := t.pool(pool)
+	if _, usable := p.Find(a); err != nil || perr != nil || local || !known || !usable {
+		return errors.Join(err, perr)
+	}
+	next := rec
+	next.Pool, next.PoolUUID = p.Name, p.UUID
+	return t.setRecord(rec, next)
 }

@@ -94,7 +94,7 @@ type resting struct {
 }
 
 // over is Record.Over.
-func (r resting) over(now time.Time) bool { return !now.Before(r.until) || now.Before(r.since) }
+func (r resting) over(now time.Time) bool { return ipam.RestOver(now, r.since, r.until) }
 
 func rests(r ipam.Record) bool { return r.State == ipam.Cooling || r.State == ipam.Quarantined }
 

@@ -36,6 +36,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
+	"github.com/underlay-cni/underlay/ipam/ledger/demand"
 	"github.com/underlay-cni/underlay/ipam/ledger/mark"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
@@ -94,7 +95,7 @@ type Options struct {
 	BootID string
 	// MachineID goes into a new ledger; default: that of /etc/machine-id.
 	MachineID string
-	// Now is the wall clock; default time.Now.
+	// Now is the wall clock; default fault.Now.
 	Now func() time.Time
 	// ReadOnly opens for reading beside other readers, and changes nothing.
 	ReadOnly bool
@@ -105,7 +106,7 @@ func (o *Options) setDefaults() error {
 		return errors.New("ledger: DataDir and RunDir are required")
 	}
 	if o.Now == nil {
-		o.Now = time.Now
+		o.Now = fault.Now
 	}
 	if o.BootID == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -128,7 +129,7 @@ type Ledger struct {
 	id   string
 
 	queue  queue
-	demand demand
+	demand demand.Counter
 
 	mu   sync.Mutex // orders transactions and their marks
 	mark *os.File   // nil where there is none to be written

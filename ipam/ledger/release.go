@@ -1,15 +1,17 @@
 package ledger
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
-	"github.com/underlay-cni/underlay/ipam/ledger/record"
+	"github.com/underlay-cni/underlay/ipam/ledger/mark"
 	"github.com/underlay-cni/underlay/ipam/ledger/spool"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
@@ -180,42 +182,6 @@ func says(r ipam.Record) string {
 	return string(r.State)
 }
 
-// Reserve keeps an address of a pool, which is given by its name, out of use
-// until Clear, and returns its record. One that is held is not taken from its
-// holder; what rests there or is quarantined is not kept any longer.
-func (l *Ledger) Reserve(pool string, a netip.Addr, reason string) (rec ipam.Record, err error) {
-	a = plain(a)
-	if err := l.Refused(); err != nil {
-		return rec, err
-	}
-	if err := checkNames([2]string{"reason", reason}); err != nil {
-		return rec, err
-	}
-	err = l.update(func(t *tx) error {
-		if t.short != nil {
-			return t.short
-		}
-		p, from, err := t.poolOf(pool, a)
-		if err != nil {
-			return err
-		}
-		old, err := t.record(a)
-		if err != nil {
-			return err
-		}
-		if old.State == ipam.Held {
-			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is %s", a, says(old))}
-		}
-		rec = ipam.Record{Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: netip.PrefixFrom(a, from.Subnet.Bits()),
-			Gateway: from.Gateway, State: ipam.Reserved, BootID: t.boot, Since: t.now, Reason: reason}
-		return t.setRecord(old, rec)
-	})
-	if err != nil {
-		return ipam.Record{}, err
-	}
-	return rec, nil
-}
-
 // absent refuses what is in the ledger already.
 func (t *tx) absent(f Found) error {
 	if _, known, err := t.attachment(f.Attachment); err != nil {
@@ -339,16 +305,35 @@ func (l *Ledger) sweepBoot() error {
 
 // Spool writes a release down for the next one who opens the ledger for
 // writing, in the folder released.d of the first of dirs that takes it: the
-// data folder, then the run folder. It needs no lock. Records made after the
-// call are spared (ReleaseRequest.Before).
+// data folder, then the run folder. It needs no lock.
+//
+// Records made after the call are spared, without a clock that may have been set
+// back since they were made: nobody allocates before what was spooled is applied.
+// That does not hold for a ledger that was rebuilt, since its records are of what
+// is alive; so there the clock has to do (ReleaseRequest.Before).
 func Spool(dirs []string, req ipam.ReleaseRequest) error {
 	if err := checkRelease(req); err != nil {
 		return err
+	}
+	if req.Before.IsZero() {
+		for _, dir := range dirs {
+			if m, err := mark.Read(filepath.Join(dir, markName)); err == nil && m.ID != "" {
+				req.Ledger, req.Seq = m.ID, m.Seq
+			}
+		}
 	}
 	if err := spool.Write(dirs, req); err != nil {
 		return fmt.Errorf("spool the release of %s: %w", req.Attachment, err)
 	}
 	return nil
+}
+
+// rebuilt is the number of the transaction that made the ledger anew, 0 for none.
+func (t *tx) rebuilt() uint64 {
+	if v := t.get(bucketMeta, keyRebuilt); len(v) == 8 {
+		return binary.BigEndian.Uint64(v)
+	}
+	return 0
 }
 
 func checkRelease(req ipam.ReleaseRequest) error { return checkAttachment(req.Attachment) }
@@ -379,6 +364,9 @@ func (l *Ledger) drain() error {
 	}
 	err := l.update(func(t *tx) error {
 		for _, req := range reqs {
+			if req.Ledger == string(t.node()) && req.Seq >= t.rebuilt() {
+				req.Before = time.Time{}
+			}
 			if _, err := t.releaseKnown(req); err != nil {
 				return err
 			}

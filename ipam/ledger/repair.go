@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -283,7 +284,8 @@ func Rebuild(ctx context.Context, o Options, found []Found) (err error) {
 		if err := o.layOut(b, id); err != nil {
 			return err
 		}
-		return errors.Join(b.Bucket(bucketMeta).SetSequence(seq), newTx(b, &o).fill(found, old))
+		t := newTx(b, &o)
+		return errors.Join(b.Bucket(bucketMeta).SetSequence(seq), t.put(bucketMeta, keyRebuilt, binary.BigEndian.AppendUint64(nil, seq)), t.fill(found, old))
 	})
 	if err != nil {
 		return err

@@ -52,6 +52,7 @@ var (
 	keySchema  = []byte("schema")
 	keyID      = []byte("id")
 	keyMachine = []byte("machine")
+	keyRebuilt = []byte("rebuilt")
 	// keyFormer is the ID before Renew.
 	keyFormer = []byte("former")
 	// keyPast is what is remembered of the registry, a lease.Past.

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -15,6 +14,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 // Main runs the call that the environment asks for and returns the exit
@@ -120,7 +120,7 @@ func check(ctx context.Context, req *cni.Request) error {
 }
 
 func gc(ctx context.Context, req *cni.Request) error {
-	began := time.Now()
+	began := fault.Now()
 	k, err := open(req)
 	if err != nil {
 		return err

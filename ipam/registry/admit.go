@@ -1,10 +1,13 @@
 package registry
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 )
@@ -48,6 +51,53 @@ func (v *View) Admit(pool string, rev lease.Rev) error {
 		return ErrOld
 	}
 	return v.Room(pool, 0)
+}
+
+// Admit is View.Admit on what the registry holds now, of which it reads no more
+// than it takes: the pool, and for a tenant with a quota the blocks that count
+// against it. name is the pool's, which keeps it for life. closed is why the node
+// may not use what it got; err is why nobody can say.
+//
+// The reads are not of one moment, and need not be: each comes after the record
+// of revision rev, so of the records that together are over a quota, whoever
+// wrote the last one sees the others here.
+func (r Registry) Admit(ctx context.Context, name, pool string, rev lease.Rev) (closed, err error) {
+	v := NewView(List{})
+	read := func(prefix string) error {
+		l, err := r.Store.List(ctx, prefix)
+		if err != nil {
+			return fmt.Errorf("list %s: %w", prefix, err)
+		}
+		if l.Rev < rev {
+			return ErrOld
+		}
+		v.Apply(Batch(l))
+		return nil
+	}
+	// A pool's or a tenant's own key; what else begins like it does no harm.
+	if err := read(record.PoolFolder + name); err != nil {
+		return nil, err
+	}
+	tenant := v.Pools[name].Value.Tenant
+	if tenant != "" {
+		if err := read(record.TenantFolder + tenant); err != nil {
+			return nil, err
+		}
+	}
+	if v.Tenants[tenant].Value.Quota != 0 {
+		if err := read(record.PoolFolder); err != nil {
+			return nil, err
+		}
+		for _, p := range v.Pools {
+			if p.Value.Tenant != tenant {
+				continue
+			}
+			if err := read(record.BlockFolder + p.Value.UUID + "/"); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return v.Admit(pool, rev), nil
 }
 
 // Room reports whether a node may lease or claim n more addresses of the pool.
@@ -108,8 +158,41 @@ func (v *View) Search(pool record.Pool, set int, s lease.Search) (lease.Search, 
 		return ok
 	}
 	s.Blocks = v.Seen(pool.UUID)
-	s.Skip = func(p netip.Prefix) bool { return v.Unreadable(pool.UUID, p) }
+	lost := v.lost()
+	s.Skip = func(p netip.Prefix) bool {
+		for _, blocks := range lost {
+			if slices.ContainsFunc(blocks, func(s lease.Seen) bool { return s.Block.CIDR.Overlaps(p) }) {
+				return true
+			}
+		}
+		return v.Unreadable(pool.UUID, p)
+	}
 	s.Sticky, s.StickyFor = pool.Sticky, pool.StickyFor
 	s.Whole = pool.Kind == record.Routed
 	return s, nil
+}
+
+// lost are the blocks that nodes have of pools which are not in the registry: it
+// was made anew, or restored, and nodes have said what they had.
+func (v *View) lost() map[string][]lease.Seen {
+	known := map[string]bool{}
+	for _, p := range v.Pools {
+		known[p.Value.UUID] = true
+	}
+	lost := map[string][]lease.Seen{}
+	for uuid, blocks := range v.Blocks {
+		for _, s := range blocks {
+			if !known[uuid] && len(s.Block.Nodes()) > 0 {
+				lost[uuid] = append(lost[uuid], s)
+			}
+		}
+	}
+	return lost
+}
+
+// touches reports whether a range set has addresses in a block.
+func touches(set ipam.RangeSet, cidr netip.Prefix) bool {
+	return slices.ContainsFunc(set, func(r ipam.Range) bool {
+		return cidr.Contains(r.First) || cidr.Contains(r.Last) || r.Contains(cidr.Addr())
+	})
 }

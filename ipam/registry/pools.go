@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 )
@@ -16,6 +17,8 @@ import (
 var (
 	// ErrExists is returned for an object that is to be made and is there.
 	ErrExists = errors.New("it exists already")
+	// ErrFrozen is returned while a registry that went back waits for an operator.
+	ErrFrozen = errors.New("the registry is frozen; see: underlayctl registry status")
 	// ErrUnread is returned when a value that cannot be understood stands in
 	// the way of a decision.
 	ErrUnread = errors.New("the registry has values that this version cannot read")
@@ -58,7 +61,8 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("%s is in use: %s", e.What, strings.Join(append(parts, e.Others...), ", "))
 }
 
-// CreatePool makes a pool and returns it with its UUID. Two that overlap
+// CreatePool makes a pool and returns it with its UUID. One that has a UUID takes
+// back the blocks of a pool that the registry has lost. Two that overlap
 // cannot both come to be, although they are two records: each is written as
 // pending, and then compared with what is there. Of two that see each other so,
 // the later one gives way.
@@ -75,7 +79,10 @@ func (r Registry) CreatePool(ctx context.Context, p record.Pool) (record.Pool, e
 		return p, err
 	}
 	// What is pending here was left by a command that died; it was never used.
-	p.UUID, p.State = record.NewUUID(), record.Pending
+	p.State = record.Pending
+	if p.UUID == "" {
+		p.UUID = record.NewUUID()
+	}
 	key := record.PoolFolder + p.Name
 	a := r.Store.Swap(ctx, key, old.Rev, record.EncodePool(p))
 	if err := a.err(); err != nil {
@@ -146,12 +153,18 @@ func (r Registry) settle(ctx context.Context, p record.Pool, rev lease.Rev, befo
 // fits compares a pool with the others and with its own leases. rev is that of
 // its pending record, 0 before there is one.
 func (v *View) fits(p record.Pool, rev lease.Rev) error {
+	if v.Cluster.Value.Frozen != nil {
+		return ErrFrozen
+	}
 	for key, err := range v.Unread {
 		if strings.HasPrefix(key, record.PoolFolder) || strings.HasPrefix(key, record.BlockFolder+p.UUID+"/") {
 			return fmt.Errorf("%w: %s: %w", ErrUnread, key, err)
 		}
 	}
 	for _, o := range v.Pools {
+		if o.Value.Name != p.Name && o.Value.UUID == p.UUID {
+			return fmt.Errorf("pool %q: %w: its UUID is that of pool %q", p.Name, ErrExists, o.Value.Name)
+		}
 		if o.Value.Name == p.Name || o.Value.Tenant != p.Tenant || rev != 0 && o.Rev > rev && (o.Value.State == record.Pending || o.Value.State == record.Updating) {
 			continue
 		}
@@ -166,6 +179,17 @@ func (v *View) fits(p record.Pool, rev lease.Rev) error {
 			return err
 		}
 		grids = append(grids, g)
+	}
+	for uuid, lost := range v.lost() {
+		if uuid == p.UUID {
+			continue
+		}
+		for _, s := range lost {
+			if slices.ContainsFunc(p.Sets, func(set ipam.RangeSet) bool { return touches(set, s.Block.CIDR) }) {
+				return &InUseError{What: fmt.Sprintf("block %s of a pool that the registry has lost (create it again with \"uuid\": %q)", s.Block.CIDR, uuid),
+					By: s.Block.Nodes(), Names: v.names()}
+			}
+		}
 	}
 	for cidr, s := range v.Blocks[p.UUID] {
 		inside := slices.ContainsFunc(grids, func(g lease.Grid) bool { return g.Contains(cidr) })

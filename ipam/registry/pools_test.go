@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
@@ -244,6 +245,9 @@ func TestDeletedPoolIsNotUsed(t *testing.T) {
 	if !errors.Is(room, registry.ErrNoPool) {
 		t.Errorf("room in a deleted pool: %v", room)
 	}
+	if closed, err := r.Admit(ctx, p.Name, p.UUID, seen.Rev); !errors.Is(closed, registry.ErrNoPool) || err != nil {
+		t.Errorf("admitted to a deleted pool: %v, %v", closed, err)
+	}
 	book, _, err = book.Learn(seen, room == nil)
 	if err != nil || len(book.Free()) != 0 {
 		t.Fatalf("free: %v, %v", book.Free(), err)
@@ -278,8 +282,53 @@ func TestQuota(t *testing.T) {
 	if err := view(t, r).Admit(p.UUID, last.Rev); !errors.As(err, &over) || over.Leased != 12 || over.Quota != 8 {
 		t.Errorf("both have leased: %v", err)
 	}
+	over = nil
+	if closed, err := r.Admit(ctx, p.Name, p.UUID, last.Rev); !errors.As(closed, &over) || over.Leased != 12 || err != nil {
+		t.Errorf("both have leased, by reads of what it takes: %v, %v", closed, err)
+	}
+	if closed, err := r.Admit(ctx, p.Name, p.UUID, last.Rev+100); closed != nil || !errors.Is(err, registry.ErrOld) {
+		t.Errorf("a record that the store does not reach to: %v, %v", closed, err)
+	}
 	if err := r.DeleteTenant(ctx, "red"); err != nil || room(1000) != nil {
 		t.Errorf("without a quota: %v, %v", err, room(1000))
+	}
+	if closed, err := r.Admit(ctx, p.Name, p.UUID, last.Rev); closed != nil || err != nil {
+		t.Errorf("admitted without a quota: %v, %v", closed, err)
+	}
+}
+
+// TestQuotaAtOnce: however nodes that lease at the same moment get in between
+// each other's reads, what is admitted in the end is within the quota.
+func TestQuotaAtOnce(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	r := registry.Registry{Store: memstore.New()}
+	p := create(t, r, "red")
+	if err := r.PutTenant(ctx, record.Tenant{Name: "red", Quota: 8}); err != nil {
+		t.Fatal(err)
+	}
+	var admitted atomic.Int64
+	var all sync.WaitGroup
+	for i := range 16 {
+		cidr := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(4 * i)}), 30)
+		all.Go(func() {
+			seen, a := r.Send(ctx, p.UUID, lease.Next(lease.Book{Node: n1, CIDR: cidr}, lease.Seen{Block: lease.Block{CIDR: cidr}}, lease.Goal{Lease: true}))
+			if a.Outcome != registry.Applied {
+				t.Errorf("%s: %+v", cidr, a)
+				return
+			}
+			closed, err := r.Admit(ctx, p.Name, p.UUID, seen.Rev)
+			if err != nil {
+				t.Error(err)
+			}
+			if closed == nil {
+				admitted.Add(4)
+			}
+		})
+	}
+	all.Wait()
+	if n := admitted.Load(); n > 8 {
+		t.Errorf("%d addresses of a quota of 8", n)
 	}
 }
 

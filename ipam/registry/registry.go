@@ -50,11 +50,20 @@ func (a Answer) err() error {
 
 // View reads all of the registry.
 func (r Registry) View(ctx context.Context) (*View, error) {
-	l, err := r.Store.List(ctx, record.Prefix)
+	l, err := r.List(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list the registry: %w", err)
+		return nil, err
 	}
 	return NewView(l), nil
+}
+
+// List reads all of the registry, as it is stored.
+func (r Registry) List(ctx context.Context) (List, error) {
+	l, err := r.Store.List(ctx, record.Prefix)
+	if err != nil {
+		return List{}, fmt.Errorf("list the registry: %w", err)
+	}
+	return l, nil
 }
 
 // Refresh reads the blocks of a pool into a view, where they are newer than what
@@ -128,6 +137,12 @@ func (r Registry) Bind(ctx context.Context, live record.Live, ttl time.Duration)
 func (r Registry) Raise(ctx context.Context, s Session, pool string, n lease.Node, set, have int) Answer {
 	w := record.Want{Node: n, Pool: pool, Set: set, Have: have}
 	return s.Swap(ctx, record.WantKey(pool, n), 0, record.EncodeWant(w))
+}
+
+// Raised reports whether a flag is still up.
+func (r Registry) Raised(ctx context.Context, pool string, w lease.Want) (bool, error) {
+	item, err := r.Store.Get(ctx, record.WantKey(pool, w.Node))
+	return item.Rev == w.Rev, err
 }
 
 // Lower takes a flag down.

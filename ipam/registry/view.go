@@ -69,6 +69,49 @@ func (v *View) Apply(b Batch) {
 	v.Rev = max(v.Rev, b.Rev)
 }
 
+// News is whom a change of a view is about.
+type News struct {
+	// All: everybody.
+	All bool
+	// Nodes that a block names, or named before.
+	Nodes map[lease.Node]bool
+}
+
+// For reports whether a node has to look at the view again. Most changes are of
+// other nodes' blocks and signs of life, and in a large cluster there is one
+// all the time.
+func (n News) For(node lease.Node) bool { return n.All || n.Nodes[node] }
+
+// news applies a batch and says whom it is about.
+func (v *View) news(b Batch) (n News) {
+	n.Nodes = make(map[lease.Node]bool)
+	look := func(key string) {
+		switch folder := key[:strings.LastIndexByte(key, '/')+1]; {
+		case strings.HasPrefix(key, record.BlockFolder):
+			if pool, cidr, ok := record.ParseBlockKey(key); ok {
+				for node := range v.Blocks[pool][cidr].Block.Nodes() {
+					n.Nodes[node] = true
+				}
+			}
+		case folder == record.NodeFolder:
+			// A node that joins concerns nobody; one that has yet to assert what
+			// it has stops all, and all go on when it has (Present).
+			node, known := v.Nodes[lease.Node(key[len(folder):])]
+			n.All = n.All || v.Unread[key] != nil || known && node.Value.Asserted < v.Cluster.Value.Epoch.Number
+		case folder != record.LiveFolder:
+			n.All = true
+		}
+	}
+	for _, i := range b.Items {
+		look(i.Key)
+	}
+	v.Apply(b)
+	for _, i := range b.Items {
+		look(i.Key)
+	}
+	return n
+}
+
 func (v *View) apply(i Item) error {
 	rest := func(folder string) string { return strings.TrimPrefix(i.Key, folder) }
 	in := func(folder string) bool { return strings.HasPrefix(i.Key, folder) }
@@ -193,6 +236,16 @@ func (v *View) Seen(pool string) []lease.Seen {
 	return slices.SortedFunc(maps.Values(v.Blocks[pool]), func(a, b lease.Seen) int { return a.Block.CIDR.Compare(b.Block.CIDR) })
 }
 
+// Named lists the blocks of a pool that name a node.
+func (v *View) Named(pool string, n lease.Node) (named []lease.Seen) {
+	for _, s := range v.Blocks[pool] {
+		if s.Block.Names(n) {
+			named = append(named, s)
+		}
+	}
+	return named
+}
+
 // SeenOf lists the records of the blocks that have addresses of a range set.
 func (v *View) SeenOf(p record.Pool, set int) []lease.Seen {
 	grid, err := p.Grid(set)
@@ -235,28 +288,31 @@ func (v *View) UnreadNodes() (nodes []lease.Node) {
 	return nodes
 }
 
-// Follow calls f with a view of the registry and again after each change,
-// until ctx ends or f returns an error. A watch that breaks, or cannot go on
-// from where it was, leads to a full new list. pause is called after each
-// failure, with how many there were in a row; an error of it ends Follow too.
+// Follow calls f with a view of the registry and again after each change, with
+// whom that is about, until ctx ends or f returns an error. It begins with a list
+// of all that the caller has read, or reads one if that is the zero List. A watch
+// that breaks, or cannot go on from where it was, leads to a full new list, which
+// is about everybody. pause is called after each failure, with how many there
+// were in a row; an error of it ends Follow too.
 // The view is changed in place, under mu, as f is called under it: who has mu
 // may read and change the last one.
-func Follow(ctx context.Context, s Store, mu sync.Locker, pause func(ctx context.Context, err error, failures int) error, f func(*View) error) error {
+func Follow(ctx context.Context, s Store, l List, mu sync.Locker, pause func(ctx context.Context, err error, failures int) error, f func(*View, News) error) error {
 	failures := 0
 	for {
-		l, err := s.List(ctx, record.Prefix)
+		var err error
+		if l.Rev == 0 {
+			l, err = s.List(ctx, record.Prefix)
+		}
 		if err == nil {
 			failures = 0
-			v := NewView(l)
-			if err := locked(mu, func() error { return f(v) }); err != nil {
+			v, rev := NewView(l), l.Rev
+			l = List{} // it has much in it, and the watch lasts
+			if err := locked(mu, func() error { return f(v, News{All: true}) }); err != nil {
 				return err
 			}
 			var own error
-			err = s.Watch(ctx, record.Prefix, l.Rev, func(b Batch) error {
-				own = locked(mu, func() error {
-					v.Apply(b)
-					return f(v)
-				})
+			err = s.Watch(ctx, record.Prefix, rev, func(b Batch) error {
+				own = locked(mu, func() error { return f(v, v.news(b)) })
 				return own
 			})
 			if own != nil {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -102,13 +103,13 @@ func TestFollow(t *testing.T) {
 		views := 0
 		done := make(chan error)
 		go func() {
-			done <- registry.Follow(ctx, s.As("follower"), new(sync.Mutex), func(_ context.Context, err error, failures int) error {
+			done <- registry.Follow(ctx, s.As("follower"), registry.List{}, new(sync.Mutex), func(_ context.Context, err error, failures int) error {
 				pauses = append(pauses, err)
 				if failures > 3 {
 					s.Rig(nil)
 				}
 				return nil
-			}, func(v *registry.View) error {
+			}, func(v *registry.View, _ registry.News) error {
 				last, views = v, views+1
 				return nil
 			})
@@ -165,7 +166,7 @@ func TestFollowEndsWithItsFunction(t *testing.T) {
 	s := memstore.New()
 	own := errors.New("own")
 	n := 0
-	err := registry.Follow(t.Context(), s, new(sync.Mutex), nil, func(*registry.View) error {
+	err := registry.Follow(t.Context(), s, registry.List{}, new(sync.Mutex), nil, func(*registry.View, registry.News) error {
 		if n++; n == 2 {
 			return own
 		}
@@ -177,8 +178,84 @@ func TestFollowEndsWithItsFunction(t *testing.T) {
 	}
 	broken := errors.New("enough")
 	s.Rig(func(memstore.Request) memstore.Fault { return memstore.Fail })
-	err = registry.Follow(t.Context(), s, new(sync.Mutex), func(context.Context, error, int) error { return broken }, nil)
+	err = registry.Follow(t.Context(), s, registry.List{}, new(sync.Mutex), func(context.Context, error, int) error { return broken }, nil)
 	if !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
+}
+
+// TestNews: a change is about the nodes that a block names or named, and about
+// everybody if it may change what anybody does.
+func TestNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := memstore.New()
+		r := registry.Registry{Store: s}
+		if _, err := r.Open(ctx); err != nil {
+			t.Fatal(err)
+		}
+		p := create(t, r, "")
+		list, err := r.List(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var told []registry.News
+		done := make(chan error)
+		go func() {
+			done <- registry.Follow(ctx, s, list, new(sync.Mutex), nil, func(_ *registry.View, n registry.News) error {
+				told = append(told, n)
+				return nil
+			})
+		}()
+		block := leased(t, r, p, n1, "10.0.0.0/30")
+		returned, err := block.Block.Give(n1, map[netip.Addr]lease.Entry{block.Block.CIDR.Addr(): {Node: n2}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		frozen := record.Frozen{Node: n1, Reason: "a test", Epoch: 1, Rev: 1}
+		tests := []struct {
+			name     string
+			do       func() error
+			me, peer bool // whether it is about n1, n2
+		}{
+			{"a node joins", func() error { return r.Enroll(ctx, record.Node{Node: n2, Asserted: 1}) }, false, false},
+			{"a sign of life", func() error { _, err := r.Bind(ctx, record.Live{Node: n2}, time.Minute); return err }, false, false},
+			{"another's block", func() error { leased(t, r, p, n2, "10.0.0.4/30"); return nil }, false, true},
+			{"an address given away", func() error {
+				_, a := r.Send(ctx, p.UUID, lease.Step{Do: lease.Send, Block: returned, Rev: block.Rev})
+				return a.Err
+			}, true, true},
+			{"a node that has not asserted", func() error { return r.Enroll(ctx, record.Node{Node: n1}) }, true, true},
+			{"and now it has", func() error { return r.Enroll(ctx, record.Node{Node: n1, Asserted: 1}) }, true, true},
+			{"a block that cannot be read", func() error {
+				s.Put(record.BlockKey(p.UUID, netip.MustParsePrefix("10.0.0.4/30")), []byte("{"))
+				return nil
+			}, false, true},
+			{"a tenant", func() error { return r.PutTenant(ctx, record.Tenant{Name: "red", Quota: 1}) }, true, true},
+			{"a tombstone", func() error {
+				s.Put(record.GoneFolder+string(n2), []byte("{"))
+				return nil
+			}, true, true},
+			{"the cluster", func() error { return r.Freeze(ctx, frozen) }, true, true},
+		}
+		for _, tt := range tests {
+			synctest.Wait()
+			told = nil
+			if err := tt.do(); err != nil {
+				t.Fatalf("%s: %v", tt.name, err)
+			}
+			synctest.Wait()
+			me, peer := false, false
+			for _, n := range told {
+				me, peer = me || n.For(n1), peer || n.For(n2)
+			}
+			if len(told) == 0 || me != tt.me || peer != tt.peer {
+				t.Errorf("%s: about n1 %v, n2 %v, want %v, %v", tt.name, me, peer, tt.me, tt.peer)
+			}
+		}
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
+	})
 }

@@ -26,7 +26,10 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
 	"github.com/underlay-cni/underlay/pkg/agent/admin"
+	"github.com/underlay-cni/underlay/pkg/agent/ahead"
 	"github.com/underlay-cni/underlay/pkg/agent/cluster"
+	"github.com/underlay-cni/underlay/pkg/agent/containerd"
+	"github.com/underlay-cni/underlay/pkg/agent/event"
 	"github.com/underlay-cni/underlay/pkg/agent/service"
 	"github.com/underlay-cni/underlay/pkg/agent/sweep"
 )
@@ -58,12 +61,17 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	log = log.With("node", conf.NodeName)
+	events := event.New(event.Config{Slog: log, Registry: reg})
 	var shelf shelf
-	member, err := conf.member(&shelf, log, reg)
+	member, err := conf.member(&shelf, events, log, reg)
 	if err != nil {
 		return nil, err
 	}
-	serving := service.Config{Ledger: conf.ledger(), Log: log, Registry: reg}
+	scout, err := ahead.New(ahead.Config{Ledger: &shelf, Log: log, Registry: reg, Events: events})
+	if err != nil {
+		return nil, err
+	}
+	serving := service.Config{Ledger: conf.ledger(), Log: log, Registry: reg, Events: events, Ahead: scout.Used}
 	if member != nil {
 		serving.Cluster = member
 	}
@@ -75,7 +83,7 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	a := &Agent{conf: conf, log: log, ready: make(chan struct{})}
 	asked := admin.Config{
 		Node: conf.NodeName, Version: version(), DataDir: conf.DataDir, Socket: filepath.Join(conf.RunDir, admin.SocketName), Group: conf.APIGroup,
-		Ledger: serve, Pending: a.pending, Log: log, Registry: reg,
+		Ledger: serve, Pending: a.pending, Log: log, Registry: reg, Events: events,
 	}
 	if member != nil {
 		asked.Cluster = member.Client
@@ -84,11 +92,15 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	leaks, err := sweep.New(sweep.Config{Ledger: serve, Log: log, Registry: reg})
+	swept := sweep.Config{Ledger: serve, Log: log, Registry: reg, Events: events}
+	if conf.Containerd != "" {
+		swept.Containers = containerd.Client{Socket: conf.Containerd}
+	}
+	leaks, err := sweep.New(swept)
 	if err != nil {
 		return nil, err
 	}
-	a.tasks = []Task{serve, api, leaks}
+	a.tasks = []Task{serve, api, leaks, scout}
 	if member != nil {
 		a.tasks = append(a.tasks, member)
 	}
@@ -100,27 +112,27 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 type shelf struct{ *service.Service }
 
 // member makes the task of a node in a cluster; nil without one.
-func (c *Config) member(s *shelf, log *slog.Logger, reg *prometheus.Registry) (*cluster.Cluster, error) {
+func (c *Config) member(s *shelf, events *event.Log, log *slog.Logger, reg *prometheus.Registry) (*cluster.Cluster, error) {
 	if c.Registry == nil {
 		return nil, nil
 	}
 	if text := c.Registry.exposed(); text != "" {
 		log.Warn(text)
 	}
-	return cluster.New(cluster.Config{Open: c.Registry.open, Ledger: s, Node: c.NodeName, Log: log, Registry: reg})
+	return cluster.New(cluster.Config{Open: c.Registry.open, Ledger: s, Node: c.NodeName, Log: log, Registry: reg, Events: events})
 }
 
 func (c *Config) ledger() ledger.Options { return client.New(c.DataDir, c.RunDir).Options() }
 
 // Run runs the tasks until ctx ends, which is no error, or one of them fails.
 func (a *Agent) Run(ctx context.Context) error {
-	unlock, err := alone(a.conf.DataDir, 0o700)
+	unlock, err := alone(a.conf.DataDir, a.conf.RunDir, 0o700)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	if a.conf.RunDir != a.conf.DataDir {
-		unlock, err := alone(a.conf.RunDir, 0o755)
+		unlock, err := alone(a.conf.RunDir, a.conf.RunDir, 0o755)
 		if err != nil {
 			return err
 		}
@@ -194,13 +206,13 @@ func (a *Agent) compact(ctx context.Context) {
 }
 
 // alone keeps other agents out of a folder until unlock, or the end of the
-// process.
-func alone(dir string, mode os.FileMode) (unlock func(), err error) {
+// process, and says there where this one listens.
+func alone(dir, runDir string, mode os.FileMode) (unlock func(), err error) {
 	// As the ledger makes it, should it be the first to need it.
 	if err := boltfile.MakeDir(dir, mode); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(dir, "agent.lock")
+	path := filepath.Join(dir, client.AgentLock)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -209,6 +221,13 @@ func alone(dir string, mode os.FileMode) (unlock func(), err error) {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = fmt.Errorf("%w: it has the lock %q", ErrSecond, path)
 		}
+		return nil, errors.Join(err, f.Close())
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteString(runDir + "\n")
+	}
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return func() { f.Close() }, nil

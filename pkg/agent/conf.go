@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/underlay-cni/underlay/ipam"
@@ -28,6 +29,9 @@ type Config struct {
 	APIGroup string
 	// Registry of the cluster that the node is in; nil for a node on its own.
 	Registry *RegistryConfig
+	// Containerd is the path of containerd's socket, absolute. Attachments of
+	// containers that it does not know are then released, too; "" asks nobody.
+	Containerd string
 }
 
 // configWire is underlayd.json. Keys that are known and not served yet are
@@ -41,7 +45,7 @@ type configWire struct {
 	Parents    json.RawMessage `json:"parents"`
 	Registry   json.RawMessage `json:"registry"`
 	Networks   json.RawMessage `json:"networks"`
-	Containerd json.RawMessage `json:"containerd"`
+	Containerd string          `json:"containerd"`
 	SubnetFile json.RawMessage `json:"subnetFile"`
 }
 
@@ -63,7 +67,7 @@ func LoadConfig(r io.Reader) (Config, error) {
 	for _, k := range []struct {
 		key   string
 		value json.RawMessage
-	}{{"parents", w.Parents}, {"networks", w.Networks}, {"containerd", w.Containerd}, {"subnetFile", w.SubnetFile}} {
+	}{{"parents", w.Parents}, {"networks", w.Networks}, {"subnetFile", w.SubnetFile}} {
 		if k.value != nil {
 			return Config{}, &ipam.FieldError{Place: k.key, Code: ipam.CodeUnsupportedField,
 				Msg: "this version of underlayd does not know what to do with it; leave it out"}
@@ -79,7 +83,7 @@ func LoadConfig(r io.Reader) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{NodeName: w.NodeName, DataDir: w.DataDir, RunDir: w.RunDir, APIGroup: api.Group, Registry: registry}
+	c := Config{NodeName: w.NodeName, DataDir: w.DataDir, RunDir: w.RunDir, APIGroup: api.Group, Registry: registry, Containerd: w.Containerd}
 	return c, c.complete()
 }
 
@@ -100,6 +104,9 @@ func (c *Config) complete() error {
 		if err := ipam.CheckName("nodeName", c.NodeName); err != nil {
 			return err
 		}
+	}
+	if c.Containerd != "" && !filepath.IsAbs(c.Containerd) {
+		return &ipam.FieldError{Place: "containerd", Msg: fmt.Sprintf("%q is not an absolute path", c.Containerd)}
 	}
 	place := client.New(c.DataDir, c.RunDir)
 	c.DataDir, c.RunDir = place.Options().DataDir, place.Options().RunDir

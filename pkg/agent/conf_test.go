@@ -56,7 +56,10 @@ func TestLoadConfig(t *testing.T) {
 				Embedded: &embedded.Config{DataDir: "/e", Listen: "192.0.2.1:2379", CertFile: "c", KeyFile: "k", ClientCAFile: "ca"}}}, "", ""},
 		{"networks", `{"networks":[]}`, Config{}, "networks", "this version of underlayd"},
 		{"parents", `{"parents":{}}`, Config{}, "parents", "this version of underlayd"},
-		{"containerd", `{"containerd":"/x"}`, Config{}, "containerd", "this version of underlayd"},
+		{"containerd", `{"nodeName":"n1","containerd":"/run/containerd/containerd.sock"}`,
+			Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Containerd: "/run/containerd/containerd.sock"}, "", ""},
+		{"no containerd", `{"nodeName":"n1","containerd":""}`, Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir}, "", ""},
+		{"containerd somewhere", `{"containerd":"containerd.sock"}`, Config{}, "containerd", "absolute"},
 		{"subnetFile", `{"subnetFile":""}`, Config{}, "subnetFile", "this version of underlayd"},
 	}
 	for _, tt := range tests {

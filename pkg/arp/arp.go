@@ -69,6 +69,8 @@ type Prober struct {
 	wire  wire
 	// assigned: frames that claim the addresses may be our own.
 	assigned bool
+	// claims: those who only ask are no conflict.
+	claims bool
 
 	// Tests of the RFC's waits have a clock and chance of their own.
 	now    func() time.Time
@@ -204,6 +206,10 @@ func (p *Prober) Thorough(ctx context.Context) ([]Conflict, error) {
 // answers for them, and a switch may send that back.
 func (p *Prober) Assigned() { p.assigned = true }
 
+// ClaimsOnly says that nobody is about to take the addresses here: that somebody
+// else asks for one, perhaps for the same reason as we do, is no conflict.
+func (p *Prober) ClaimsOnly() { p.claims = true }
+
 // Announce tells the neighbours that the addresses are at this interface now:
 // gratuitous ARP in request and in reply form, since there are hosts that heed
 // only one of them, and an unsolicited neighbour advertisement that overrides
@@ -289,7 +295,7 @@ func (p *Prober) judge(frame []byte) (Conflict, bool) {
 	// had behind a switch that sends it back.
 	own := c.source == p.mac || c.holder == p.mac || bytes.Equal(c.nonce, p.nonce[:])
 	sent := c.probe || p.assigned
-	if !ok || own && sent || !slices.Contains(p.addrs, c.addr) {
+	if !ok || p.claims && c.probe || own && sent || !slices.Contains(p.addrs, c.addr) {
 		return Conflict{}, false
 	}
 	return Conflict{Addr: c.addr, MAC: c.holder[:]}, true

@@ -259,3 +259,17 @@ func (w *flood) receive(buf []byte) (int, error) {
 }
 
 func (w *flood) await(time.Duration) error { return nil }
+
+// TestClaimsOnly: whoever asks has not got it.
+func TestClaimsOnly(t *testing.T) {
+	w := &fakeWire{arrivals: []arrival{
+		{0, arpProbe(foreign, golden4)}, {0, ndProbe(foreign, golden6, mac{1})}, {0, ndAnnounce(foreign, golden6)}, {0, arpReply(foreign, golden4)},
+	}}
+	p := fakeProber(t, w)
+	p.ClaimsOnly()
+	got, err := p.Conflicts(0)
+	must(t, err)
+	if diff := cmp.Diff([]Conflict{{golden6, foreign[:]}, {golden4, foreign[:]}}, got, compareAddrs); diff != "" {
+		t.Errorf("conflicts (-want +got):\n%s", diff)
+	}
+}

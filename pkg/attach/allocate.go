@@ -12,6 +12,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/link"
 )
 
 // request is what the ledger is asked for, and sets the MAC as far as it does
@@ -42,9 +43,24 @@ func (a *adder) request() (req ipam.AllocateRequest, err error) {
 		for _, ip := range a.ips {
 			req.Ask(ip.Addr, ip.Place)
 		}
+		req.Wire = a.wire()
 		req.Avoid, err = a.hostAddresses()
 	}
 	return req, err
+}
+
+// wire is where the agent can ask for the addresses that come next, from the
+// host: the parent, or its sub-interface, which may not be there yet. A passthru
+// link leaves its parent to nobody.
+func (a *adder) wire() string {
+	if a.ConflictDetection == DetectOff || a.LinkInContainer || a.kind.TakesParent {
+		return ""
+	}
+	if a.VLAN != 0 {
+		name, _ := link.VLANName(a.parent.Name, a.VLAN)
+		return name
+	}
+	return a.parent.Name
 }
 
 // allocate has the ledger record what the attachment holds and shares, and

@@ -143,6 +143,9 @@ type plan struct {
 func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 	p := &plan{Config: conf, kind: kind, req: req, att: attachment(req, conf)}
 	var err error
+	if err := conf.CheckIPAM(); err != nil {
+		return nil, err
+	}
 	if p.ipamType, err = conf.IPAMType(); err != nil {
 		return nil, err
 	}

@@ -3,13 +3,13 @@ package attach
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/pkg/cni"
+	"github.com/underlay-cni/underlay/pkg/fault"
 	"github.com/underlay-cni/underlay/pkg/link"
 )
 
@@ -17,7 +17,7 @@ import (
 // runtime does not list as valid, as far as they were made before the call.
 // Their links go first.
 func GC(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
-	began := time.Now()
+	began := fault.Now()
 	valid, err := conf.Valid()
 	if err != nil {
 		return err

@@ -1,7 +1,8 @@
 // Package cli is the command line underlayctl, `<noun> <verb>`: it shows what
 // the ledger of this node holds, checks it and makes it anew, changes the
 // list of senders of a source mode link, and writes network configurations.
-// What concerns all nodes is in package cluster.
+// What concerns all nodes is in package cluster, what the agent remembers in
+// package event.
 //
 // A file is a noun. Commands ask the agent that has the ledger open; without one
 // those that read open it for reading beside the plugins, and create nothing.
@@ -24,6 +25,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/pkg/cli/book"
 	"github.com/underlay-cni/underlay/pkg/cli/cluster"
+	"github.com/underlay-cni/underlay/pkg/cli/event"
 	"github.com/underlay-cni/underlay/pkg/cli/term"
 )
 
@@ -82,6 +84,7 @@ func (a *app) root() *cobra.Command {
 	root := term.Noun("underlayctl", "Show and repair what underlay keeps, on this node and in its cluster",
 		a.address(), a.attachment(), a.conf(), a.conflict(), a.ledger(), a.pool(), a.source(), a.version())
 	root.AddCommand(a.cluster().Nouns()...)
+	root.AddCommand(event.Commands{RunDir: func() string { return a.place().RunDir }, Output: &a.output}.Noun())
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetUsageTemplate(term.UsageTemplate)
 	flags := root.PersistentFlags()
@@ -137,6 +140,9 @@ func (a *app) with(ctx context.Context, reading bool, f func(book.Book) error) e
 	err := ask(ctx, o, f)
 	if !errors.Is(err, book.ErrNoAgent) {
 		return err
+	}
+	if err := client.Elsewhere(o); err != nil {
+		return term.Hint(err, "give --run-dir")
 	}
 	err = open(ctx, o, f)
 	if !errors.Is(err, ledger.ErrLocked) {

@@ -124,6 +124,15 @@ func (c *NetConf) IPAMType() (string, error) {
 	return ipam.Type, nil
 }
 
+// CheckIPAM refuses an ipam object that says everything but who is to do it.
+func (c *NetConf) CheckIPAM() error {
+	var keys map[string]json.RawMessage
+	if t, err := c.IPAMType(); err != nil || t != "" || json.Unmarshal(c.IPAM, &keys) != nil || len(keys) == 0 {
+		return err
+	}
+	return Errorf(types.ErrInvalidNetworkConfig, "ipam.type: is missing, and other keys are there")
+}
+
 // Previous parses PrevResult; nil when there is none.
 func (c *NetConf) Previous() (*current.Result, error) {
 	if len(c.PrevResult) == 0 || bytes.Equal(c.PrevResult, []byte("null")) {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 var reached atomic.Int64
@@ -34,4 +35,22 @@ func Point(name string) {
 	}
 	_ = syscall.Kill(syscall.Getpid(), syscall.SIGKILL)
 	select {} // the signal is on its way
+}
+
+// Now is the wall clock as UNDERLAY_CLOCK says. All processes of a host that
+// share the file see it jump at once.
+func Now() time.Time {
+	file := os.Getenv("UNDERLAY_CLOCK")
+	if file == "" {
+		return time.Now()
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		panic("fault: " + err.Error())
+	}
+	ahead, err := time.ParseDuration(strings.TrimSpace(string(text)))
+	if err != nil {
+		panic("fault: " + err.Error())
+	}
+	return time.Now().Add(ahead)
 }

@@ -145,6 +145,7 @@ func (o *object) allocate(r *ipam.AllocateRequest) {
 			o.text("port", r.Uses.Port)
 		})
 	}
+	o.text("wire", r.Wire)
 	if !r.Since.IsZero() {
 		o.text("since", r.Since.Format(time.RFC3339Nano))
 	}

@@ -32,7 +32,7 @@ const (
 // Write writes a release down in the folder of the first of dirs that takes it.
 // Records made after the call are spared (ReleaseRequest.Before).
 func Write(dirs []string, req ipam.ReleaseRequest) error {
-	now := time.Now()
+	now := fault.Now()
 	if req.Before.IsZero() {
 		req.Before = now.UTC()
 	}

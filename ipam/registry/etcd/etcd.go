@@ -23,6 +23,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/registry"
@@ -46,6 +48,11 @@ type Config struct {
 	// there again. Default 10s.
 	Check time.Duration
 }
+
+// patience is how many times longer a list or the start of a session may take.
+// After an outage all agents come with these at once, and who gives up early only
+// comes again: nobody gets anywhere.
+const patience = 3
 
 // ErrWentBack is returned by a watch when the cluster is at an earlier
 // revision than it was: it was restored from a backup.
@@ -82,8 +89,15 @@ func New(c Config) (*Store, error) {
 		TLS:       security,
 		Username:  c.Username,
 		Password:  c.Password,
+		// The client gives a session up whose first renewal is not answered within
+		// this time and a second, although it lasts longer.
+		DialTimeout: patience * s.timeout,
+		// After an outage it is found again within seconds, however long that was.
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: 3 * time.Second,
+		})},
 		// A server that is cut off is left for another one within seconds.
-		DialTimeout:          s.timeout,
 		DialKeepAliveTime:    5 * time.Second,
 		DialKeepAliveTimeout: 3 * time.Second,
 		// What goes wrong is returned, and logged by whoever gets it.
@@ -138,7 +152,7 @@ func (s *Store) Get(ctx context.Context, key string) (registry.Item, error) {
 
 // List implements registry.Store.
 func (s *Store) List(ctx context.Context, prefix string) (registry.List, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	ctx, cancel := context.WithTimeout(ctx, patience*s.timeout)
 	defer cancel()
 	r, err := s.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
 	if err != nil {
@@ -183,59 +197,4 @@ func (s *Store) change(ctx context.Context, key string, rev lease.Rev, op client
 		return registry.Answer{Outcome: registry.Refused}
 	}
 	return registry.Answer{Outcome: registry.Applied, Rev: lease.Rev(r.Header.Revision)}
-}
-
-// Watch implements registry.Store.
-func (s *Store) Watch(ctx context.Context, prefix string, after lease.Rev, f func(registry.Batch) error) error {
-	// A member that has lost its leader breaks the watch off, instead of
-	// staying silent.
-	watching, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	check := time.NewTicker(s.check)
-	defer check.Stop()
-	responses := s.client.Watch(watching, prefix, clientv3.WithPrefix(), clientv3.WithRev(int64(after)+1))
-	for {
-		select {
-		case r, ok := <-responses:
-			switch {
-			case ctx.Err() != nil:
-				return context.Cause(ctx)
-			case !ok:
-				return fmt.Errorf("etcd: watch %s: it was closed", prefix)
-			case errors.Is(r.Err(), rpctypes.ErrCompacted):
-				return registry.ErrCompacted
-			case r.Err() != nil:
-				return fmt.Errorf("etcd: watch %s: %w", prefix, r.Err())
-			case len(r.Events) == 0:
-				continue
-			}
-			b := registry.Batch{}
-			for _, e := range r.Events {
-				b.Items = append(b.Items, changed(e))
-				b.Rev = lease.Rev(e.Kv.ModRevision)
-			}
-			if err := f(b); err != nil {
-				return err
-			}
-			after = max(after, b.Rev)
-		case <-check.C:
-			l, err := s.List(ctx, prefix+"\x00") // no key is below this
-			if err == nil && l.Rev < after {
-				return ErrWentBack
-			}
-			// A cluster that does not answer ends the watch by itself.
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-func changed(e *clientv3.Event) registry.Item {
-	i := item(e.Kv)
-	if e.Type == mvccpb.DELETE {
-		i.Value = nil
-	} else if i.Value == nil {
-		i.Value = []byte{}
-	}
-	return i
 }

@@ -24,7 +24,7 @@ type session struct {
 // Bind implements registry.Store. The end of ctx ends the renewals. ttl is in
 // whole seconds, and etcd rounds it up to its shortest.
 func (s *Store) Bind(ctx context.Context, key string, value []byte, ttl time.Duration, takeOver func([]byte) bool) (_ registry.Session, err error) {
-	short, cancel := context.WithTimeout(ctx, s.timeout)
+	short, cancel := context.WithTimeout(ctx, patience*s.timeout)
 	defer cancel()
 	read, err := s.client.Get(short, key)
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
+	"github.com/underlay-cni/underlay/pkg/agent/event"
 )
 
 // SocketName is that of the socket in the run folder.
@@ -33,7 +34,7 @@ type Ledger interface {
 	With(func(*ledger.Ledger) error) error
 }
 
-// Config of a Server. All but Group and Cluster are required.
+// Config of a Server. All but Group, Cluster and Events are required.
 type Config struct {
 	// Node is the node's name, Version the agent's.
 	Node, Version string
@@ -51,12 +52,15 @@ type Config struct {
 	// Cluster returns the registry of the cluster, or says why it cannot be used
 	// now; nil where the agent has none.
 	Cluster func() (registry.Registry, error)
+	// Events are what is told of; default: none.
+	Events *event.Log
 }
 
 // Server is a task of the agent.
 type Server struct {
-	conf  Config
-	ready chan struct{}
+	conf    Config
+	ready   chan struct{}
+	closing chan struct{} // closed when the server is about to end
 }
 
 // New makes a Server.
@@ -64,8 +68,11 @@ func New(conf Config) (*Server, error) {
 	if conf.Ledger == nil || conf.Pending == nil || conf.Log == nil || conf.Registry == nil || conf.Socket == "" {
 		return nil, errors.New("admin: a required field is missing")
 	}
+	if conf.Events == nil {
+		conf.Events = event.New(event.Config{Slog: conf.Log})
+	}
 	conf.Registry.MustRegister(newMetrics(conf.Ledger))
-	return &Server{conf: conf, ready: make(chan struct{})}, nil
+	return &Server{conf: conf, ready: make(chan struct{}), closing: make(chan struct{})}, nil
 }
 
 func (s *Server) String() string { return "api" }
@@ -84,6 +91,8 @@ func (s *Server) Run(ctx context.Context) error {
 		ReadHeaderTimeout: 5 * time.Second,
 		ErrorLog:          slog.NewLogLogger(s.conf.Log.Handler(), slog.LevelWarn),
 	}
+	// Who follows events would keep the server from its end.
+	server.RegisterOnShutdown(func() { close(s.closing) })
 	close(s.ready)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()

@@ -262,7 +262,6 @@ func TestRefusals(t *testing.T) {
 		{"no body", "POST /v1/cluster/pools", "", 400, "", "pool", "JSON"},
 		{"unknown key", "POST /v1/cluster/pools", document(`"kind"`, `"kin"`), 400, "", "pool.kin", `did you mean "kind"?`},
 		{"bad range", "POST /v1/cluster/pools", document(`10.5.0.0/28`, `10.5.0.1/28`), 400, "", "pool.ranges[0][0].subnet", "host bits"},
-		{"a UUID of its own", "POST /v1/cluster/pools", document(`"kind"`, `"uuid":"`+n1+`","kind"`), 400, "", "pool.uuid", "leave it out"},
 		{"a state of its own", "POST /v1/cluster/pools", document(`"kind"`, `"state":"pending","kind"`), 400, "", "pool.state", "leave it out"},
 		{"too long", "POST /v1/cluster/pools", `{"version":1,"name":"` + strings.Repeat("x", maxDocument) + `"}`, 413, "", "", "more than 524288 bytes"},
 		{"exists", "POST /v1/cluster/pools", podsDocument, 409, "exists", "", `pool "pods": it exists already`},

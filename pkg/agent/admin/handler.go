@@ -36,6 +36,7 @@ func (s *Server) plain() map[string]http.Handler {
 		"GET /readyz":           http.HandlerFunc(s.readyz),
 		"GET /metrics":          promhttp.HandlerFor(s.conf.Registry, promhttp.HandlerOpts{}),
 		"GET /v1/ledger/backup": http.HandlerFunc(s.backup),
+		"GET /v1/events":        http.HandlerFunc(s.events),
 		"GET /v1/openapi.yaml": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/yaml")
 			_, _ = w.Write(api.OpenAPI)

@@ -84,8 +84,6 @@ func (s *Server) createPool(reg registry.Registry, r *http.Request) (any, error)
 	switch {
 	case err != nil:
 		return nil, bad(err)
-	case p.UUID != "":
-		return nil, bad(errors.New("pool.uuid: is set when the pool is made; leave it out"))
 	case p.State != "":
 		return nil, bad(errors.New("pool.state: is kept by the registry; leave it out"))
 	}

@@ -126,9 +126,19 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, v 
 
 // send is call with a document; nil is none.
 func (c *Client) send(ctx context.Context, method, path string, q url.Values, document []byte, v any) (err error) {
+	res, err := c.open(ctx, method, path, q, document)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, res.Body.Close()) }()
+	return decode(res, path, v)
+}
+
+// open makes a request. The caller closes the body of the response.
+func (c *Client) open(ctx context.Context, method, path string, q url.Values, document []byte) (*http.Response, error) {
 	switch name := path[strings.LastIndexByte(path, '/')+1:]; name {
 	case "", ".", "..": // of another meaning in a path, and nobody's name
-		return &tagged{fmt.Errorf("nothing is called %q", name), ErrNotFound}
+		return nil, &tagged{fmt.Errorf("nothing is called %q", name), ErrNotFound}
 	}
 	u := "http://underlayd" + path
 	if len(q) > 0 {
@@ -136,16 +146,21 @@ func (c *Client) send(ctx context.Context, method, path string, q url.Values, do
 	}
 	req, err := http.NewRequestWithContext(ctx, method, u, bytes.NewReader(document))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if document != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("agent: %w", err)
+		return nil, fmt.Errorf("agent: %w", err)
 	}
-	defer func() { err = errors.Join(err, res.Body.Close()) }()
+	return res, nil
+}
+
+// decode reads the answer into v, or the error that it is.
+func decode(res *http.Response, path string, v any) error {
+	method := res.Request.Method
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
 		return fmt.Errorf("agent: %s %s: %w", method, path, err)

@@ -29,7 +29,9 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
+	"github.com/underlay-cni/underlay/pkg/agent/event"
 	"github.com/underlay-cni/underlay/pkg/agent/leases"
+	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 const (
@@ -47,8 +49,11 @@ const (
 	roundTime = 10 * time.Second
 	// sweepAgain is when to free again what was left of a removed node.
 	sweepAgain = time.Minute
-	// again is when to join anew after the registry was lost.
-	again = time.Second
+	// again is when to join anew after the registry was lost, later each time in
+	// a row until it is seldom: whoever joins reads all of it, and after an outage
+	// the whole cluster comes at once.
+	again  = time.Second
+	seldom = 5 * time.Second
 )
 
 // Ledger is the agent's.
@@ -57,7 +62,7 @@ type Ledger interface {
 	With(func(*ledger.Ledger) error) error
 }
 
-// Config of a Cluster. All but Now are required.
+// Config of a Cluster. All but Events and Now are required.
 type Config struct {
 	// Open connects to the registry's store; close ends the connection, and
 	// failed tells of a store in this process that has broken. It is called again
@@ -70,7 +75,9 @@ type Config struct {
 	Log  *slog.Logger
 	// Registry takes the metrics.
 	Registry prometheus.Registerer
-	// Now is the wall clock; default time.Now.
+	// Events hear of what changes; default: the Log alone.
+	Events *event.Log
+	// Now is the wall clock; default fault.Now.
 	Now func() time.Time
 }
 
@@ -99,6 +106,9 @@ type Cluster struct {
 	epoch   lease.Epoch // of highest
 	gone    map[lease.Node]time.Time
 	told    string // the last trouble, which is logged once
+	state   state  // as the last event has it
+	quiet   string // the trouble that it came with
+	pools   map[string]registry.Kept[record.Pool]
 }
 
 // New makes a Cluster.
@@ -107,7 +117,10 @@ func New(conf Config) (*Cluster, error) {
 		return nil, errors.New("cluster: Open, Ledger, Log and Registry are required")
 	}
 	if conf.Now == nil {
-		conf.Now = time.Now
+		conf.Now = fault.Now
+	}
+	if conf.Events == nil {
+		conf.Events = event.New(event.Config{Slog: conf.Log, Now: conf.Now})
 	}
 	c := &Cluster{
 		conf: conf, log: conf.Log, metrics: newMetrics(conf.Registry), ready: make(chan struct{}), dirty: make(chan struct{}, 1), mu: newLock(),
@@ -182,7 +195,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	defer end()
 	c.store.Store(&registry.Registry{Store: store, Now: c.conf.Now})
 	c.awaitLedger(ctx)
-	for {
+	for wait := again; ; wait = min(2*wait, seldom) {
 		began := time.Now()
 		err := c.live(ctx, failed, started)
 		if ctx.Err() != nil {
@@ -190,6 +203,9 @@ func (c *Cluster) Run(ctx context.Context) error {
 		}
 		if errors.As(err, new(*brokenError)) {
 			return err
+		}
+		if c.apart.Load() == nil {
+			wait = again
 		}
 		c.lose(err)
 		if errors.Is(err, registry.ErrSessionLost) && time.Since(began) > again {
@@ -200,7 +216,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(again):
+		case <-time.After(some(wait)):
 		}
 	}
 }
@@ -228,29 +244,15 @@ func (c *Cluster) lose(err error) {
 	c.view = nil
 	c.apart.Store(a)
 	c.metrics.connected.Set(0)
+	c.turnLocked(away, err)
 	c.tellLocked("not in the cluster", err)
 	c.news.tell()
-}
-
-// tellLocked logs a trouble when it is another one than before; nil ends it.
-func (c *Cluster) tellLocked(what string, err error) {
-	text := ""
-	if err != nil {
-		text = what + ": " + err.Error()
-	}
-	if text == c.told {
-		return
-	}
-	c.told = text
-	if err != nil {
-		c.log.Warn(what, "err", err)
-	}
 }
 
 // live joins the cluster and follows the registry until something ends that.
 func (c *Cluster) live(ctx context.Context, failed <-chan error, started func()) error {
 	r := *c.store.Load()
-	session, err := c.join(ctx, r)
+	session, list, err := c.join(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -261,7 +263,7 @@ func (c *Cluster) live(ctx context.Context, failed <-chan error, started func())
 	}()
 	group, ctx := errgroup.WithContext(session.Context())
 	group.Go(func() error {
-		return registry.Follow(ctx, r.Store, c.mu, c.linger, c.seen)
+		return registry.Follow(ctx, r.Store, list, c.mu, c.linger, c.seen)
 	})
 	group.Go(func() error { return c.rounds(ctx, started) })
 	group.Go(func() error { return c.audit(ctx, r) })
@@ -284,16 +286,17 @@ func (c *Cluster) linger(ctx context.Context, err error, failures int) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-time.After(min(again, time.Duration(failures)*again/10)):
+	case <-time.After(some(min(seldom, time.Duration(failures)*again/10))):
 		return nil
 	}
 }
 
-// join enrolls the node and opens its session.
-func (c *Cluster) join(ctx context.Context, r registry.Registry) (registry.Session, error) {
+// join enrolls the node and opens its session. list is what the registry held
+// before, from which on it can be followed; the zero List where that is not so.
+func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Session, list registry.List, err error) {
 	var past lease.Past
 	var live record.Live
-	err := c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
+	err = c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
 		if past, err = l.Past(); err != nil {
 			return err
 		}
@@ -306,15 +309,18 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (registry.Sessi
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, list, err
 	}
 	known, err := r.Open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, list, err
 	}
-	back, err := c.wentBack(ctx, r)
+	if list, err = r.List(ctx); err != nil {
+		return nil, list, err
+	}
+	back, err := c.wentBack(r, list)
 	if err != nil {
-		return nil, err
+		return nil, list, err
 	}
 	// A node that has never met a registry has nothing to say again.
 	if past.Cluster == "" {
@@ -323,56 +329,38 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (registry.Sessi
 	n := record.Node{Node: live.Node, Name: c.conf.Node, Machine: live.Machine, Asserted: past.Epoch.Number}
 	err = r.Enroll(ctx, n)
 	if errors.Is(err, registry.ErrRemoved) {
-		return nil, errors.Join(err, c.renew())
+		return nil, list, errors.Join(err, c.renew())
 	}
 	if err != nil {
-		return nil, err
+		return nil, list, err
 	}
 	if back != nil {
 		if err := r.Freeze(ctx, *back); err != nil {
-			return nil, err
+			return nil, list, err
 		}
+		list = registry.List{} // in it all is well
 	}
 	session, err := r.Bind(ctx, live, sessionTTL)
 	if err != nil {
-		return nil, err
+		return nil, list, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.node, c.session, c.trader = n, session, nil
-	return session, nil
+	return session, list, nil
 }
 
 // wentBack looks, before anything is written, whether the registry was further.
-func (c *Cluster) wentBack(ctx context.Context, r registry.Registry) (back *record.Frozen, err error) {
-	v, err := r.View(ctx)
-	if err != nil {
-		return nil, err
-	}
+func (c *Cluster) wentBack(r registry.Registry, list registry.List) (back *record.Frozen, err error) {
+	v := registry.NewView(list)
 	return back, c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
 		back, err = (&leases.Trader{Ledger: l, Registry: r}).Return(v, lease.Rev(c.highest.Load()))
 		return err
 	})
 }
 
-// renew makes the ledger another node's, after an operator removed this
-// one.
-func (c *Cluster) renew() error {
-	return c.conf.Ledger.With(func(l *ledger.Ledger) error {
-		old, err := l.Node()
-		if err != nil {
-			return err
-		}
-		id, err := l.Renew()
-		if err == nil {
-			c.log.Warn("this node was removed from the cluster; it joins as a new one, and what it leased is gone", "removed", old, "new", id)
-		}
-		return err
-	})
-}
-
 // seen takes over the view of the registry. It is called with c.mu held.
-func (c *Cluster) seen(v *registry.View) error {
+func (c *Cluster) seen(v *registry.View, news registry.News) error {
 	c.fresh = c.fresh || c.view != v
 	c.view = v
 	if epoch := v.Cluster.Value.Epoch; epoch != c.epoch {
@@ -383,8 +371,14 @@ func (c *Cluster) seen(v *registry.View) error {
 	c.apart.Store(nil)
 	c.metrics.connected.Set(1)
 	c.metrics.unread.Set(float64(len(v.Unread)))
-	c.Stir()
-	c.news.tell()
+	c.followedLocked()
+	if news.All {
+		c.tellPoolsLocked()
+	}
+	if news.For(c.node.Node) {
+		c.Stir()
+		c.news.tell()
+	}
 	return nil
 }
 

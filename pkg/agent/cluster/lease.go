@@ -249,7 +249,7 @@ func helps(err error) bool {
 func passes(err error) bool {
 	var holder *leases.HolderError
 	// A pool that is not open is being made or changed, which takes no time.
-	return errors.As(err, &holder) || errors.Is(err, registry.ErrClosed) || errors.Is(err, registry.ErrOld) || errors.Is(err, registry.ErrMoved)
+	return errors.As(err, &holder) || errors.As(err, new(*registry.QuotaError)) || errors.Is(err, registry.ErrClosed) || errors.Is(err, registry.ErrOld) || errors.Is(err, registry.ErrMoved)
 }
 
 // asksFirst returns how sticky the pool is if the owner may have an address in

@@ -11,6 +11,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/registry/memstore"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/leases"
 )
 
@@ -138,6 +139,32 @@ func TestUnknownPool(t *testing.T) {
 		b.pool(`{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]]}`)
 		if _, _, err := b.nodes[0].add(""); err != nil {
 			t.Errorf("right after it was made: %v", err)
+		}
+	})
+}
+
+// TestQuota: where a tenant's quota has no room for a block, nodes share what is
+// leased, and an ADD that gets nothing says why.
+func TestQuota(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","tenant":"red","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]],"blockPrefix":{"ipv4":28}}`, 2)
+		defer b.end()
+		if err := b.reg.PutTenant(t.Context(), record.Tenant{Name: "red", Quota: 20}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		for i := range 14 {
+			if _, _, err := b.nodes[i%2].add(""); err != nil {
+				t.Fatalf("the %dth: %v", i+1, err)
+			}
+		}
+		var err error
+		for range 3 {
+			_, _, err = b.nodes[1].add("")
+		}
+		var full *ipam.ExhaustedError
+		if !errors.As(err, &full) || !strings.Contains(err.Error(), `quota of 20`) {
+			t.Errorf("beyond it: %v", err)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
+	"github.com/underlay-cni/underlay/pkg/agent/api"
 	"github.com/underlay-cni/underlay/pkg/agent/leases"
 )
 
@@ -63,11 +65,15 @@ func (c *Cluster) round(ctx context.Context, started func()) (wait time.Duration
 	case err == nil:
 		c.metrics.rounds.WithLabelValues("ok").Inc()
 		started()
+		c.turnLocked(connected, nil)
 	case errors.As(err, &standing) && standing.Standing == lease.Removed:
 		return 0, errors.Join(err, c.renew())
 	default:
 		c.metrics.rounds.WithLabelValues("error").Inc()
 		wait = time.Second
+	}
+	if standing != nil && (standing.Standing == lease.Frozen || standing.Standing == lease.Freezing) {
+		c.turnLocked(frozen, err)
 	}
 	c.tellLocked("a round is not done", err)
 	err = errors.Join(c.enrollLocked(ctx), c.sweepLocked(ctx))
@@ -130,7 +136,7 @@ func (c *Cluster) audit(ctx context.Context, r registry.Registry) error {
 func (c *Cluster) withTrader(f func(*leases.Trader) error) error {
 	return c.conf.Ledger.With(func(l *ledger.Ledger) error {
 		if c.trader == nil || c.trader.Ledger != l {
-			c.trader = &leases.Trader{Ledger: l, Registry: *c.store.Load(), Session: c.session, Now: c.conf.Now, Lost: c.lostAddresses}
+			c.trader = &leases.Trader{Ledger: l, Registry: *c.store.Load(), Session: c.session, Now: c.conf.Now, Lost: c.lostAddresses, Learned: c.tellLearned}
 		}
 		return f(c.trader)
 	})
@@ -138,7 +144,9 @@ func (c *Cluster) withTrader(f func(*leases.Trader) error) error {
 
 func (c *Cluster) lostAddresses(p record.Pool, addrs []netip.Addr) {
 	c.metrics.lost.Add(float64(len(addrs)))
-	c.log.Error("addresses are in use on this node, and another node's by the registry", "pool", p.Name, "addr", addrs)
+	for _, a := range addrs {
+		c.conf.Events.Add(api.Event{Kind: api.AddressLost, Pool: p.Name, Addr: a, Text: "an address is in use on this node, and another node's by the registry"})
+	}
 }
 
 // prune forgets, after a list, blocks of which nothing is left.
@@ -188,8 +196,12 @@ func (c *Cluster) enrollLocked(ctx context.Context) error {
 // sweepLocked frees what removed nodes had, when it has rested. All nodes do
 // so, one after the other, until one has.
 func (c *Cluster) sweepLocked(ctx context.Context) error {
+	if len(c.view.Gone) == 0 {
+		return nil
+	}
+	named := named(c.view)
 	for n, g := range c.view.Gone {
-		if !names(c.view, n) {
+		if !named[n] {
 			delete(c.gone, n)
 			continue
 		}
@@ -205,7 +217,7 @@ func (c *Cluster) sweepLocked(ctx context.Context) error {
 		if err != nil && !errors.Is(err, registry.ErrMoved) {
 			return err
 		}
-		c.log.Info("freed what a removed node had", "removed", g.Value.Name, "uuid", n, "left", left)
+		c.conf.Events.Add(api.Event{Kind: api.NodeSwept, Node: who(g.Value.Name, n), Text: fmt.Sprintf("freed what a removed node had; of %d blocks something is left", left)})
 		if left > 0 {
 			// A record that cannot be read stays until somebody mends it.
 			c.gone[n] = c.conf.Now().Add(sweepAgain - g.Value.Rest)
@@ -224,15 +236,23 @@ func (c *Cluster) turn() time.Duration {
 	return min(time.Duration(max(0, slices.Index(nodes, c.node.Node)))*2*time.Second, time.Minute)
 }
 
-// names reports whether anything names a node.
-func names(v *registry.View, n lease.Node) bool {
+// named are the nodes that anything names. Tombstones stay for ever, so that
+// there may be many to look for.
+func named(v *registry.View) map[lease.Node]bool {
+	named := map[lease.Node]bool{}
+	for n := range v.Nodes {
+		named[n] = true
+	}
 	for _, blocks := range v.Blocks {
 		for _, s := range blocks {
-			if s.Block.Names(n) {
-				return true
+			named[s.Block.Owner] = true
+			for _, e := range s.Block.Given {
+				named[e.Node] = true
 			}
 		}
 	}
-	_, known := v.Nodes[n]
-	return known
+	return named
 }
+
+// some is a time that is another one on each node, from half of d on.
+func some(d time.Duration) time.Duration { return d/2 + rand.N(d/2) }

@@ -2,6 +2,7 @@ package leases
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -49,7 +50,11 @@ func (t *Trader) Need(ctx context.Context, v *registry.View, p record.Pool, set 
 	if own || err != nil {
 		return own, err
 	}
-	search, err := v.Search(p, set, lease.Search{Node: me, Key: owner, Now: t.now(), Waiting: true, Attempt: t.refused[p.UUID]})
+	full, err := noRoom(v, p, set)
+	if err != nil {
+		return false, err
+	}
+	search, err := v.Search(p, set, lease.Search{Node: me, Key: owner, Now: t.now(), Waiting: true, Full: full != nil, Attempt: t.refused[p.UUID]})
 	if err != nil {
 		return false, err
 	}
@@ -69,9 +74,23 @@ func (t *Trader) Need(ctx context.Context, v *registry.View, p record.Pool, set 
 		own, free, err := t.freeIn(p, set, owner)
 		return own || free, err
 	case found.Ask:
-		return false, t.ask(ctx, v, p, set, me)
+		if err := t.ask(ctx, v, p, set, me); err != nil || full == nil {
+			return false, err
+		}
+		return false, full
 	}
 	return false, nil
+}
+
+// noRoom says why no whole block of a range set may be leased, if it is for the
+// quota: addresses that other nodes have are none that it limits.
+func noRoom(v *registry.View, p record.Pool, set int) (full, err error) {
+	bits := p.Bits(p.Sets[set][0].First)
+	err = v.Room(p.UUID, int64(lease.Block{CIDR: netip.PrefixFrom(p.Sets[set][0].First, bits)}.Size()))
+	if errors.As(err, new(*registry.QuotaError)) {
+		return err, nil
+	}
+	return nil, err
 }
 
 // Fetch takes one step to where this node has the address that an ADD asks for by

@@ -34,7 +34,7 @@ type memory struct {
 	first map[string]map[netip.Prefix]lease.Rev
 	// flags have when they were seen first; used and attached, when the block or
 	// the pool was in use last.
-	flags    map[flag]time.Time
+	flags    map[string]map[flag]time.Time // by pool
 	used     map[netip.Prefix]time.Time
 	attached map[string]time.Time
 }
@@ -123,10 +123,8 @@ func (t *Trader) tend(ctx context.Context, v *registry.View, p record.Pool, me l
 		return err
 	}
 	goals := map[netip.Prefix]lease.Goal{}
-	for _, s := range v.Seen(p.UUID) {
-		if s.Block.Names(me) {
-			goals[s.Block.CIDR] = lease.Goal{}
-		}
+	for _, s := range v.Named(p.UUID, me) {
+		goals[s.Block.CIDR] = lease.Goal{}
 	}
 	for _, b := range blocks {
 		goals[b.CIDR] = lease.Goal{Tag: b.Keys}
@@ -148,10 +146,8 @@ func (t *Trader) confirm(ctx context.Context, v *registry.View, pools []record.P
 		t.first = map[string]map[netip.Prefix]lease.Rev{}
 		for _, p := range pools {
 			t.first[p.UUID] = map[netip.Prefix]lease.Rev{}
-			for _, s := range v.Seen(p.UUID) {
-				if s.Block.Names(me) {
-					t.first[p.UUID][s.Block.CIDR] = s.Rev
-				}
+			for _, s := range v.Named(p.UUID, me) {
+				t.first[p.UUID][s.Block.CIDR] = s.Rev
 			}
 		}
 	}
@@ -182,63 +178,102 @@ func (t *Trader) confirm(ctx context.Context, v *registry.View, pools []record.P
 	return t.Ledger.Confirm()
 }
 
-// answer gives an address of each range set to the node that has waited longest
-// for one, when it is this node's turn; wait is how long it is until then.
+// answer gives an address to each node whose flag it is this node's turn for, to
+// those that have waited longest first; wait is how long it is until the next
+// turn. Many flags are answered at once, each by another node: one after the
+// other would take longer than the ADDs behind them wait.
 func (t *Trader) answer(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) (wait time.Duration, err error) {
-	if p.Kind == record.Routed || len(v.Wants[p.UUID]) == 0 {
+	wants := slices.SortedFunc(maps.Values(v.Wants[p.UUID]), lease.Want.Compare)
+	if p.Kind == record.Routed || len(wants) == 0 {
 		return 0, nil
 	}
-	var errs []error
-	for set := range p.Sets {
-		left, err := t.answerOf(ctx, v, p, set, me)
-		if left > 0 && (wait == 0 || left < wait) {
+	tallies := tally(v, p)
+	before := t.flags[p.UUID]
+	flags := map[flag]time.Time{}
+	var due []lease.Want
+	for _, w := range wants {
+		if w.Set >= len(p.Sets) {
+			continue
+		}
+		turn, mine := tallies[w.Set].Turn(w, me)
+		if !mine || tallies[w.Set].Answered(w) {
+			continue
+		}
+		f := flag{w.Node, w.Set, w.Rev}
+		first, known := before[f]
+		if !known {
+			first = t.now()
+		}
+		flags[f] = first
+		switch left := turn - t.now().Sub(first); {
+		case left <= 0:
+			due = append(due, w)
+		case wait == 0 || left < wait:
 			wait = left
 		}
-		errs = append(errs, err)
-	}
-	return wait, errors.Join(errs...)
-}
-
-// answerOf is answer for one range set.
-func (t *Trader) answerOf(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node) (wait time.Duration, err error) {
-	wants := slices.DeleteFunc(slices.Collect(maps.Values(v.Wants[p.UUID])), func(w lease.Want) bool { return w.Set != set })
-	w, ok := lease.Oldest(wants)
-	if !ok || w.Node == me || w.Answered(v.SeenOf(p, set)) {
-		return 0, nil
-	}
-	turn, mine := w.Turn(me, v.SeenOf(p, set))
-	if !mine {
-		return 0, nil
 	}
 	if t.flags == nil {
-		t.flags = map[flag]time.Time{}
+		t.flags = map[string]map[flag]time.Time{}
 	}
-	f := flag{w.Node, set, w.Rev}
-	if _, known := t.flags[f]; !known {
-		maps.DeleteFunc(t.flags, func(o flag, _ time.Time) bool { return o.set == set }) // of one flag at a time
-		t.flags[f] = t.now()
+	t.flags[p.UUID] = flags
+	return wait, t.giveTo(ctx, v, p, due)
+}
+
+// tally counts who has what of each range set.
+func tally(v *registry.View, p record.Pool) []lease.Tally {
+	out := make([]lease.Tally, len(p.Sets))
+	for set := range p.Sets {
+		out[set] = lease.Count(slices.Values(v.SeenOf(p, set)))
 	}
-	if left := turn - t.now().Sub(t.flags[f]); left > 0 {
-		return left, nil
+	return out
+}
+
+// giveTo gives an unused address to each of some nodes, as long as there are any.
+func (t *Trader) giveTo(ctx context.Context, v *registry.View, p record.Pool, due []lease.Want) error {
+	if len(due) == 0 {
+		return nil
 	}
-	latest, err := t.Registry.View(ctx)
+	all, err := t.Ledger.Spares(p.UUID, maxSpares)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if again, up := latest.Wants[p.UUID][w.Node]; !up || again.Rev != w.Rev || w.Answered(latest.SeenOf(p, set)) {
-		return 0, nil
-	}
-	spares, err := t.Ledger.Spares(p.UUID, maxSpares)
-	if err != nil {
-		return 0, err
-	}
-	for _, s := range spares {
-		_, inSet := p.Sets[set].Find(s.Address)
-		if cidr, ok := blockOf(latest, p, s.Address); ok && inSet && !s.Strict {
-			return 0, t.to(ctx, latest, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{s.Address: {Node: w.Node}}})
+	spares := make([][]netip.Addr, len(p.Sets))
+	for _, s := range all {
+		if _, ok := blockOf(v, p, s.Address); !ok || s.Strict {
+			continue
+		}
+		for set := range p.Sets {
+			if _, in := p.Sets[set].Find(s.Address); in {
+				spares[set] = append(spares[set], s.Address)
+			}
 		}
 	}
-	return 0, nil
+	due = slices.DeleteFunc(due, func(w lease.Want) bool { return len(spares[w.Set]) == 0 })
+	if len(due) == 0 {
+		return nil
+	}
+	// Others may have answered since the view was told.
+	if err := t.Registry.Refresh(ctx, v, p.UUID); err != nil {
+		return err
+	}
+	tallies := tally(v, p)
+	for _, w := range due {
+		left := spares[w.Set]
+		if len(left) == 0 || tallies[w.Set].Answered(w) {
+			continue
+		}
+		if up, err := t.Registry.Raised(ctx, p.UUID, w); err != nil {
+			return err
+		} else if !up {
+			continue
+		}
+		spares[w.Set] = left[1:]
+		cidr, _ := blockOf(v, p, left[0])
+		if err := t.to(ctx, v, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{left[0]: {Node: w.Node}}}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func blockOf(v *registry.View, p record.Pool, a netip.Addr) (netip.Prefix, bool) {
@@ -280,43 +315,40 @@ func (t *Trader) vacate(ctx context.Context, v *registry.View, p record.Pool) er
 	return errors.Join(errs...)
 }
 
-// balance leases ahead of need, and returns what has been idle.
+// balance leases ahead of need, and returns what has been idle, for each range
+// set: an attachment needs an address of each.
 func (t *Trader) balance(ctx context.Context, v *registry.View, p record.Pool, me lease.Node) error {
-	uses, err := t.uses(p)
-	if err != nil || len(uses) == 0 {
-		return err // nobody here has asked for an address yet
+	blocks, err := t.Ledger.Blocks(p.UUID)
+	if err != nil {
+		return err
+	}
+	uses, any := make([][]lease.Use, len(p.Sets)), false
+	for set := range p.Sets {
+		uses[set] = t.uses(p, set, blocks)
+		any = any || len(uses[set]) > 0
+	}
+	if !any {
+		return nil // nobody here has asked for an address yet
 	}
 	var errs []error
 	for set := range p.Sets {
-		errs = append(errs, t.balanceOf(ctx, v, p, set, me, uses))
+		errs = append(errs, t.balanceOf(ctx, v, p, set, me, uses[set]))
 	}
 	return errors.Join(errs...)
 }
 
-// balanceOf is balance for one range set: an attachment needs an address of each.
 func (t *Trader) balanceOf(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node, uses []lease.Use) error {
-	grid, err := p.Grid(set)
-	if err != nil {
-		return err
-	}
-	var mine []lease.Use
-	free := 0
+	free, size := 0, 1
 	for _, u := range uses {
-		if grid.Contains(u.CIDR) {
-			mine, free = append(mine, u), free+u.Free
-		}
-	}
-	size := 1
-	if len(mine) > 0 {
-		size = lease.Block{CIDR: mine[0].CIDR}.Size()
+		free, size = free+u.Free, lease.Block{CIDR: u.CIDR}.Size()
 	}
 	perSecond := float64(t.Ledger.Demand(p.UUID)) / 2
 	if lease.Low(free, size, perSecond) {
 		return t.more(ctx, v, p, set, me)
 	}
 	var errs []error
-	leased := lease.Leased(v.SeenOf(p, set), p.Sets[set].Size())
-	for _, cidr := range lease.Spare(mine, size, perSecond, leased, t.now().Sub(t.attached[p.UUID])) {
+	leased := lease.Leased(slices.Values(v.SeenOf(p, set)), p.Sets[set].Size())
+	for _, cidr := range lease.Spare(uses, size, perSecond, leased, t.now().Sub(t.attached[p.UUID])) {
 		errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Return: true, Now: t.now().Truncate(time.Second)}))
 	}
 	return errors.Join(errs...)
@@ -335,20 +367,16 @@ func (t *Trader) more(ctx context.Context, v *registry.View, p record.Pool, set 
 	return t.to(ctx, v, p, found.CIDR, found.Goal)
 }
 
-// uses looks at what this node leases of a pool.
-func (t *Trader) uses(p record.Pool) (uses []lease.Use, err error) {
-	blocks, err := t.Ledger.Blocks(p.UUID)
-	if err != nil {
-		return nil, err
-	}
+// uses looks at what this node leases of a range set.
+func (t *Trader) uses(p record.Pool, set int, blocks []ledger.Block) (uses []lease.Use) {
 	if t.used == nil {
 		t.used, t.attached = map[netip.Prefix]time.Time{}, map[string]time.Time{}
 	}
-	now, pool := t.now(), p.IPAM()
+	now := t.now()
 	for _, b := range blocks {
 		u := lease.Use{CIDR: b.CIDR}
 		for a, m := range b.Marks {
-			if _, usable := pool.Find(a); !usable || m.Status == lease.Giving {
+			if _, usable := p.Sets[set].Find(a); !usable || m.Status == lease.Giving {
 				continue
 			}
 			u.Mine++
@@ -368,5 +396,5 @@ func (t *Trader) uses(p record.Pool) (uses []lease.Use, err error) {
 		u.Idle = now.Sub(t.used[b.CIDR])
 		uses = append(uses, u)
 	}
-	return uses, nil
+	return uses
 }

@@ -179,6 +179,43 @@ func TestAheadAndBack(t *testing.T) {
 	}
 }
 
+// TestAheadOfEach: of two range sets each has its own need.
+func TestAheadOfEach(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}],[{"subnet":"2001:db8::/64"}]],"blockPrefix":{"ipv4":30,"ipv6":120}}`, 1)
+	defer c.check()
+	n := c.nodes[0]
+	v, err := n.Registry.View(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for set := range 2 {
+		if got, err := n.Need(t.Context(), v, c.pool, set, ""); err != nil || !got {
+			t.Fatal(got, err)
+		}
+	}
+	c.round() // confirms
+	for i := range 3 {
+		if _, err := n.Ledger.Allocate(request(fmt.Sprint("c", i), ""), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.round()
+	spares, err := n.Ledger.Spares(c.pool.UUID, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	four := 0
+	for _, s := range spares {
+		if s.Address.Is4() {
+			four++
+		}
+	}
+	if four < 4 || len(spares)-four < 128 {
+		t.Errorf("%d IPv4 and %d IPv6 addresses to spare", four, len(spares)-four)
+	}
+}
+
 func TestRemoved(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/28"}]]}`, 2)

@@ -158,10 +158,8 @@ func (t *Trader) assert(ctx context.Context, v *registry.View, me lease.Node) er
 		for _, b := range blocks {
 			mine[b.CIDR] = true
 		}
-		for _, s := range v.Seen(uuid) {
-			if s.Block.Names(me) {
-				mine[s.Block.CIDR] = true
-			}
+		for _, s := range v.Named(uuid, me) {
+			mine[s.Block.CIDR] = true
 		}
 		for _, cidr := range slices.SortedFunc(maps.Keys(mine), netip.Prefix.Compare) {
 			errs = append(errs, t.assertBlock(ctx, uuid, cidr))

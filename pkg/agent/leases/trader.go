@@ -45,6 +45,9 @@ type Trader struct {
 	// Lost, unless nil, hears of addresses that are in use here, and another
 	// node's by the registry.
 	Lost func(pool record.Pool, addrs []netip.Addr)
+	// Learned, unless nil, hears of each record that the ledger has taken in,
+	// and what it had of the block before.
+	Learned func(pool record.Pool, before lease.Book, s lease.Seen)
 
 	// refused counts swaps refused in a row, by pool.
 	refused map[string]int
@@ -78,7 +81,7 @@ func (t *Trader) act(ctx context.Context, p record.Pool, s lease.Seen, g lease.G
 	case lease.Rest:
 		return s, false, nil
 	case lease.Learn:
-		err = t.learn(ctx, p, s)
+		err = t.learn(ctx, p, b, s)
 	case lease.Intend:
 		err = t.Ledger.Intend(p.UUID, s, step.To)
 		if errors.Is(err, lease.ErrInUse) {
@@ -108,18 +111,17 @@ func (t *Trader) act(ctx context.Context, p record.Pool, s lease.Seen, g lease.G
 
 // learn takes a record into the ledger. Whether the pool is open is judged by
 // what the registry held at the record's revision or later.
-func (t *Trader) learn(ctx context.Context, p record.Pool, s lease.Seen) error {
-	v, err := t.Registry.View(ctx)
+func (t *Trader) learn(ctx context.Context, p record.Pool, before lease.Book, s lease.Seen) error {
+	closed, err := t.Registry.Admit(ctx, p.Name, p.UUID, s.Rev)
 	if err != nil {
 		return err
-	}
-	closed := v.Admit(p.UUID, s.Rev)
-	if errors.Is(closed, registry.ErrOld) {
-		return closed
 	}
 	lost, err := t.Ledger.Learn(p.UUID, s, closed == nil)
 	if err == nil && len(lost) > 0 && t.Lost != nil {
 		t.Lost(p, lost)
+	}
+	if err == nil && t.Learned != nil {
+		t.Learned(p, before, s)
 	}
 	return err
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/agent/api"
 )
 
 // ioTime is what a plugin has to send its request, and to take the response.
@@ -68,6 +69,10 @@ func (s *Service) handle(ctx context.Context, c *net.UnixConn, l *ledger.Ledger)
 		s.conf.Cluster.Stir()
 	}
 	s.respond(c, a)
+	s.tellConflicts(q, a)
+	if q.Allocate != nil && a.Allocation != nil && s.conf.Ahead != nil {
+		s.conf.Ahead(*q.Allocate)
+	}
 	result := "ok"
 	if a.Failure != nil {
 		// Not an error of ours for the most part: a pool is exhausted, a key of
@@ -75,6 +80,24 @@ func (s *Service) handle(ctx context.Context, c *net.UnixConn, l *ledger.Ledger)
 		result = "error"
 	}
 	s.metrics.observe(string(q.Op), result, began)
+}
+
+// tellConflicts tells of addresses that a plugin has found to be in use by
+// somebody else. The ADD goes on with others, so nobody would hear of them.
+func (s *Service) tellConflicts(q *wire.Request, a *wire.Response) {
+	if q.Release == nil || a.Released == nil {
+		return
+	}
+	for _, c := range q.Release.Conflict {
+		for _, rec := range a.Released.Records {
+			if rec.Address.Addr() != c.Address {
+				continue
+			}
+			att := q.Release.Attachment
+			s.conf.Events.Add(api.Event{Kind: api.AddressConflict, Network: att.Network, Container: att.ContainerID, IfName: att.IfName,
+				Pool: rec.Pool, Addr: c.Address, Text: "an address is in use by somebody else, and goes into quarantine: " + c.Reason})
+		}
+	}
 }
 
 // cluster is nil, not an interface that has nil, where there is none.

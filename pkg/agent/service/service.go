@@ -29,9 +29,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/agent/event"
 )
 
 // ErrNotServing is returned while the service has no ledger.
@@ -64,6 +66,10 @@ type Config struct {
 	Registry prometheus.Registerer
 	// Cluster gets what the ledger does not have; nil for a node on its own.
 	Cluster Cluster
+	// Ahead, unless nil, hears of each allocation. It must not wait.
+	Ahead func(ipam.AllocateRequest)
+	// Events hear of conflicts; default: the Log alone.
+	Events *event.Log
 	// RetryAfter overrides how long a refused ledger is left alone; default 10s.
 	RetryAfter time.Duration
 }
@@ -87,6 +93,9 @@ func New(conf Config) (*Service, error) {
 	}
 	if conf.RetryAfter == 0 {
 		conf.RetryAfter = retryAfter
+	}
+	if conf.Events == nil {
+		conf.Events = event.New(event.Config{Slog: conf.Log})
 	}
 	s := &Service{conf: conf, log: conf.Log, metrics: newMetrics(conf.Registry), ready: make(chan struct{}), why: ErrNotServing}
 	return s, nil

@@ -1,6 +1,8 @@
 // Package sweep gives back what containers hold that went without a DEL: every
 // minute it compares the ledger with the namespaces of this node. An attachment
 // is released when its namespace is gone at two looks that lie apart in time.
+// So is one whose container its runtime does not know, if that was asked and
+// nobody is in the namespace.
 //
 // When to doubt what it sees, and what counts as gone, is package ipam/client's
 // to say, which does the same for an ADD that finds its pool exhausted. What a
@@ -15,8 +17,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/agent/api"
+	"github.com/underlay-cni/underlay/pkg/agent/event"
 )
 
 // Ledger is the agent's.
@@ -31,8 +36,15 @@ type Config struct {
 	Ledger   Ledger
 	Log      *slog.Logger
 	Registry prometheus.Registerer
+	// Events hear of what was released; default: the Log alone.
+	Events *event.Log
 	// Every is the time between two looks; default 1m.
 	Every time.Duration
+	// Containers are asked which there are; nil for nobody to be asked. Left then
+	// says what is left of each attachment; default: what this node's namespaces
+	// have.
+	Containers Containers
+	Left       func([]ipam.AttachmentRecord) ([]Left, error)
 	// Reclaim looks once; default: client.Reclaim of all pools.
 	Reclaim func(*ledger.Ledger) (client.Reclaimed, error)
 }
@@ -43,6 +55,8 @@ type Sweep struct {
 	metrics *metrics
 	ready   chan struct{}
 	doubt   string // of the last look, which is told once
+	unasked string // why Containers were not believed, which is told once
+	unknown map[ipam.Attachment]unknown
 }
 
 type metrics struct {
@@ -62,10 +76,16 @@ func New(conf Config) (*Sweep, error) {
 	if conf.Reclaim == nil {
 		conf.Reclaim = func(l *ledger.Ledger) (client.Reclaimed, error) { return client.Reclaim(l, "") }
 	}
+	if conf.Events == nil {
+		conf.Events = event.New(event.Config{Slog: conf.Log})
+	}
+	if conf.Left == nil {
+		conf.Left = lookAt
+	}
 	m := &metrics{
 		released: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "underlay_leaks_released_total",
-			Help: "Attachments released because their namespace was gone.",
+			Help: "Attachments released because their namespace was gone, or their container was not known to its runtime.",
 		}),
 		dead: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "underlay_leaks",
@@ -95,12 +115,12 @@ func (s *Sweep) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			s.look()
+			s.look(ctx)
 		}
 	}
 }
 
-func (s *Sweep) look() {
+func (s *Sweep) look(ctx context.Context) {
 	var found client.Reclaimed
 	err := s.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
 		// What plugins have spooled is not a leak.
@@ -124,6 +144,19 @@ func (s *Sweep) look() {
 	}
 	s.doubt = found.Doubt
 	for _, a := range found.Released {
-		s.conf.Log.Info("released a leak: its namespace is gone", "network", a.Network, "container", a.ContainerID, "ifname", a.IfName)
+		s.conf.Events.Add(api.Event{Kind: api.LeakReleased, Network: a.Network, Container: a.ContainerID, IfName: a.IfName,
+			Text: "released a leak: its namespace is gone"})
 	}
+	// Who cannot see namespaces cannot see what is left in them.
+	if s.conf.Containers == nil || found.Doubt != "" {
+		return
+	}
+	why := ""
+	if err := s.lookUnknown(ctx); err != nil && ctx.Err() == nil {
+		s.metrics.doubts.Inc()
+		if why = err.Error(); why != s.unasked {
+			s.conf.Log.Warn("containers that their runtime does not know are not looked for", "err", err)
+		}
+	}
+	s.unasked = why
 }
