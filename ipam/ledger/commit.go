@@ -345,8 +345,9 @@ type Identity struct {
 	// Machine and Boot are the IDs of the machine and the boot that it is open
 	// on.
 	Machine, Boot string
-	// Device and Inode of ledger.db.
+	// Device and Inode of ledger.db, and Folder of what that is in, "device:inode".
 	Device, Inode uint64
+	Folder        string
 }
 
 // Identity of the open file.
@@ -357,6 +358,10 @@ func (l *Ledger) Identity() (Identity, error) {
 		return i, l.o.explain(fmt.Errorf("stat: %w", err))
 	}
 	i.Device, i.Inode = st.Dev, st.Ino
+	if err := unix.Stat(l.o.DataDir, &st); err != nil {
+		return i, l.o.explain(fmt.Errorf("stat: %w", err))
+	}
+	i.Folder = fmt.Sprintf("%d:%d", st.Dev, st.Ino)
 	return i, nil
 }
 

@@ -17,8 +17,9 @@ var (
 	ErrNoNode = errors.New("no such node")
 	// ErrRemoved is returned for a node that an operator has removed.
 	ErrRemoved = errors.New("the node was removed")
-	// ErrCopied is returned to a node whose ledger is that of another machine.
-	ErrCopied = errors.New("this ledger belongs to another machine; remove the node there, or start with a new ledger")
+	// ErrCopied is returned to a node whose ledger is that of another machine, or
+	// of another folder in the same boot.
+	ErrCopied = errors.New("this ledger is a copy; remove the node that it belongs to, or start with a new ledger")
 	// ErrLive is returned when a node is to be removed whose agent runs.
 	ErrLive = errors.New("the node's agent is running; stop the node first")
 	// ErrNoCluster is returned for a registry that nobody has opened yet.
@@ -55,8 +56,9 @@ func (r Registry) Open(ctx context.Context) (c record.Cluster, err error) {
 
 // Enroll writes what a node says of itself; an agent does so before anything
 // else. Asserted only ever grows. ErrCopied is returned on another machine than
-// the first: the machine that the ledger was copied from may only be cut off
-// for longer than its session lasts, with its containers running.
+// the first, or in another folder within a boot: the agent of the ledger that it
+// was copied from may only be dead, or cut off for longer than its session lasts,
+// with its containers running.
 func (r Registry) Enroll(ctx context.Context, n record.Node) error {
 	gone, err := r.Store.Get(ctx, record.GoneFolder+string(n.Node))
 	if err != nil {
@@ -77,6 +79,11 @@ func (r Registry) Enroll(ctx context.Context, n record.Node) error {
 			}
 			if old.Machine != "" && old.Machine != n.Machine {
 				return nil, fmt.Errorf("node %s is of machine %q: %w", n.Node, old.Machine, ErrCopied)
+			}
+			// Within a boot the containers of the one ledger are alive, whoever has
+			// a session.
+			if old.Boot != "" && old.Boot == n.Boot && old.Folder != n.Folder {
+				return nil, fmt.Errorf("node %s has its ledger in another folder: %w", n.Node, ErrCopied)
 			}
 			n.Asserted = max(n.Asserted, old.Asserted)
 		}

@@ -17,6 +17,10 @@ type Node struct {
 	Name string `json:"name"`
 	// Machine is the machine ID of the host that the ledger belongs to.
 	Machine string `json:"machine,omitempty"`
+	// Boot and Folder are the boot in which it came last, and the folder that its
+	// ledger was in then, "device:inode".
+	Boot   string `json:"boot,omitempty"`
+	Folder string `json:"folder,omitempty"`
 	// Addresses at which its peers reach it, the preferred one first.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Asserted is the number of the last epoch in which it has brought the

@@ -296,6 +296,7 @@ func (c *Cluster) linger(ctx context.Context, err error, failures int) error {
 func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Session, list registry.List, err error) {
 	var past lease.Past
 	var live record.Live
+	var folder string
 	err = c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
 		if past, err = l.Past(); err != nil {
 			return err
@@ -305,6 +306,7 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Ses
 			return err
 		}
 		live = record.Live{Machine: i.Machine, Boot: i.Boot, Device: i.Device, Inode: i.Inode}
+		folder = i.Folder
 		live.Node, err = l.Node()
 		return err
 	})
@@ -326,7 +328,7 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Ses
 	if past.Cluster == "" {
 		past.Epoch = known.Epoch
 	}
-	n := record.Node{Node: live.Node, Name: c.conf.Node, Machine: live.Machine, Asserted: past.Epoch.Number}
+	n := record.Node{Node: live.Node, Name: c.conf.Node, Machine: live.Machine, Boot: live.Boot, Folder: folder, Asserted: past.Epoch.Number}
 	err = r.Enroll(ctx, n)
 	if errors.Is(err, registry.ErrRemoved) {
 		return nil, list, errors.Join(err, c.renew())

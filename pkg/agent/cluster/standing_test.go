@@ -65,6 +65,12 @@ func TestCopied(t *testing.T) {
 		if err := b.reg.Enroll(t.Context(), record.Node{Node: id, Machine: "elsewhere", Name: "copy"}); !errors.Is(err, registry.ErrCopied) {
 			t.Errorf("a copy on another machine: %v", err)
 		}
+		if err := b.reg.Enroll(t.Context(), record.Node{Node: id, Machine: "machine-n0", Boot: "boot", Folder: "1:2", Name: "copy"}); !errors.Is(err, registry.ErrCopied) {
+			t.Errorf("a copy in another folder: %v", err)
+		}
+		if err := b.reg.Enroll(t.Context(), record.Node{Node: id, Machine: "machine-n0", Boot: "later", Folder: "1:2", Name: "n0"}); err != nil {
+			t.Errorf("moved, and the machine booted again: %v", err)
+		}
 		if _, err := b.reg.Bind(t.Context(), record.Live{Node: id, Machine: "machine-n0", Boot: "boot", Inode: 1}, time.Minute); !errors.Is(err, registry.ErrTaken) {
 			t.Errorf("a copy beside it: %v", err)
 		}

@@ -364,7 +364,11 @@ func (t *Trader) more(ctx context.Context, v *registry.View, p record.Pool, set 
 	if !found.CIDR.IsValid() || v.Room(p.UUID, int64(lease.Block{CIDR: found.CIDR}.Size())) != nil {
 		return nil
 	}
-	return t.to(ctx, v, p, found.CIDR, found.Goal)
+	err = t.to(ctx, v, p, found.CIDR, found.Goal)
+	if errors.As(err, new(*registry.QuotaError)) {
+		return nil // another node of the tenant was faster
+	}
+	return err
 }
 
 // uses looks at what this node leases of a range set.

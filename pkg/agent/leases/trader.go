@@ -51,6 +51,8 @@ type Trader struct {
 
 	// refused counts swaps refused in a row, by pool.
 	refused map[string]int
+	// closed is why what was learned last is not to be used.
+	closed error
 	memory
 }
 
@@ -116,6 +118,9 @@ func (t *Trader) learn(ctx context.Context, p record.Pool, before lease.Book, s 
 	if err != nil {
 		return err
 	}
+	if closed != nil {
+		t.closed = closed
+	}
 	lost, err := t.Ledger.Learn(p.UUID, s, closed == nil)
 	if err == nil && len(lost) > 0 && t.Lost != nil {
 		t.Lost(p, lost)
@@ -126,12 +131,21 @@ func (t *Trader) learn(ctx context.Context, p record.Pool, before lease.Book, s 
 	return err
 }
 
-// drive takes all steps towards a goal.
+// drive takes all steps towards a goal. What it was to get and may not have, since
+// the pool is closed or the quota used up, goes back, and the error says why.
 func (t *Trader) drive(ctx context.Context, p record.Pool, s lease.Seen, g lease.Goal) (lease.Seen, error) {
+	var refused error
 	for range maxSteps {
+		t.closed = nil
 		next, more, err := t.act(ctx, p, s, g)
-		if err != nil || !more {
+		if t.closed != nil && (g.Lease || g.Claim != nil) {
+			refused, g = t.closed, lease.Goal{}
+		}
+		switch {
+		case err != nil:
 			return next, err
+		case !more:
+			return next, refused
 		}
 		s = next
 	}
