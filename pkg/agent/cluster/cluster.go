@@ -208,9 +208,10 @@ func (c *Cluster) Run(ctx context.Context) error {
 			wait = again
 		}
 		c.lose(err)
-		if errors.Is(err, registry.ErrSessionLost) && time.Since(began) > again {
+		if errors.Is(err, registry.ErrSessionLost) && time.Since(began) > 2*sessionTTL {
 			// A process that was stopped for long goes on with what it leased, and
 			// may have been removed, or its session be a copy's, if that is faster.
+			// One that loses its session again and again waits as all others do.
 			continue
 		}
 		select {
