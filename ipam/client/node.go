@@ -1,8 +1,8 @@
 package client
 
 import (
+	"context"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,21 +20,21 @@ import (
 const AgentLock = "agent.lock"
 
 // Elsewhere says that the ledger belongs to an agent which listens in another run
-// folder, so that its lock is never let go; nil where that is not so.
+// folder, so that its lock is not let go; nil where that is not so. It asks the
+// socket: to try the lock would be in the way of an agent that starts.
 func Elsewhere(o ledger.Options) error {
-	f, err := os.Open(filepath.Join(o.DataDir, AgentLock))
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	if unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil {
-		return nil // left by one that is gone
-	}
-	b, err := io.ReadAll(io.LimitReader(f, 4096))
+	b, err := os.ReadFile(filepath.Join(o.DataDir, AgentLock))
 	dir := strings.TrimSpace(string(b))
 	if err != nil || dir == "" || filepath.Clean(dir) == filepath.Clean(o.RunDir) {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), poll)
+	defer cancel()
+	s, err := (&Client{o: ledger.Options{RunDir: dir}}).dial(ctx)
+	if err != nil {
+		return nil // left by one that is gone
+	}
+	s.close()
 	return &ipam.FieldError{Place: "runDir", Msg: fmt.Sprintf("%q is not that of the node agent which has the ledger in %q: %q", o.RunDir, o.DataDir, dir)}
 }
 

@@ -318,3 +318,41 @@ func TestElsewhere(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestOtherRunDir: a client that looks for the agent in another folder is told
+// where it is, instead of waiting for a lock that is not let go.
+func TestOtherRunDir(t *testing.T) {
+	p := newPlace(t)
+	_, stop := p.start()
+	said := filepath.Join(p.options.DataDir, client.AgentLock)
+	if err := os.WriteFile(said, []byte(p.options.RunDir+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other := client.New(p.options.DataDir, filepath.Join(p.dir, "other"))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, err := other.Allocate(ctx, p.request("a"), nil)
+	var field *ipam.FieldError
+	if !errors.As(err, &field) || field.Place != "runDir" || !strings.Contains(field.Msg, p.options.RunDir) {
+		t.Errorf("while the agent runs: %v", err)
+	}
+	if _, err := other.Release(ctx, ipam.ReleaseRequest{Attachment: att("a")}, nil); err != nil {
+		t.Errorf("a release: %v", err)
+	}
+	// Whoever asks is not in the way of an agent that takes the lock.
+	f, err := os.Open(said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Elsewhere(other.Options()); err == nil {
+		t.Error("the agent is not found while its lock is held")
+	}
+	stop()
+	if _, err := other.Allocate(ctx, p.request("a"), nil); err != nil {
+		t.Errorf("when it is gone: %v", err)
+	}
+}
