@@ -124,13 +124,19 @@ type Uses struct {
 	// Port is the setting that all children of the parent have in common, such
 	// as "ipvlan mode l3, flag bridge"; "" where each child has its own.
 	Port string `json:"port,omitempty"`
+	// Network, by name, whose peers the attachment reaches by this host's routes;
+	// "" for one that has no such routes.
+	Network string `json:"network,omitempty"`
+	// Masquerade: what the attachment of Network sends out of the cluster gets an
+	// address of this host.
+	Masquerade bool `json:"masquerade,omitempty"`
 }
 
 // Shared reports whether anything is used that needs a reference count.
 func (u Uses) Shared() bool { return u.VLAN != 0 || u.HostAccess }
 
 // Any reports whether there is anything that others have to know of.
-func (u Uses) Any() bool { return u.Shared() || u.Port != "" }
+func (u Uses) Any() bool { return u.Shared() || u.Port != "" || u.Network != "" }
 
 // AttachmentRecord is what the ledger keeps of an attachment beside its
 // addresses; it exists for every attachment that holds an address or has any

@@ -87,7 +87,8 @@ func check(req ipam.AllocateRequest) error {
 		[2]string{"ipam.pool", req.Cluster},
 		[2]string{"ipam.pool", req.Pool.UUID},
 		[2]string{"owner", req.Owner},
-		[2]string{"master", req.Uses.Parent})
+		[2]string{"master", req.Uses.Parent},
+		[2]string{"network", req.Uses.Network})
 }
 
 func checkAttachment(a ipam.Attachment) error {

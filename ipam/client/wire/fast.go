@@ -143,6 +143,8 @@ func (o *object) allocate(r *ipam.AllocateRequest) {
 			o.number("vlan", int64(r.Uses.VLAN))
 			o.flag("hostAccess", r.Uses.HostAccess)
 			o.text("port", r.Uses.Port)
+			o.text("network", r.Uses.Network)
+			o.flag("masquerade", r.Uses.Masquerade)
 		})
 	}
 	o.text("wire", r.Wire)

@@ -30,13 +30,20 @@ func poolVersion(p ipam.Pool) uint64 {
 	return 2
 }
 
-// withPort is the version of an attachment's record that has Uses.Port.
-const withPort = 2
+// Versions of an attachment's record, from which on it has Uses.Port and
+// Uses.Network with what belongs to that.
+const (
+	withPort    = 2
+	withNetwork = 3
+)
 
 // AttachmentVersion is the oldest version that can tell what an attachment
 // uses: what an older program can read, it is to be able to read.
 func AttachmentVersion(u ipam.Uses) int {
-	if u.Port != "" {
+	switch {
+	case u.Network != "":
+		return withNetwork
+	case u.Port != "":
 		return withPort
 	}
 	return 1
@@ -107,6 +114,10 @@ func EncodeAttachment(r ipam.AttachmentRecord) []byte {
 	if r.Version >= withPort {
 		w.text(r.Uses.Port)
 	}
+	if r.Version >= withNetwork {
+		w.text(r.Uses.Network)
+		w.flag(r.Uses.Masquerade)
+	}
 	w.number(uint64(len(r.Addresses)))
 	for _, a := range r.Addresses {
 		w.addr(a)
@@ -119,7 +130,7 @@ func EncodeAttachment(r ipam.AttachmentRecord) []byte {
 // DecodeAttachment is the inverse of EncodeAttachment.
 func DecodeAttachment(value []byte) (r ipam.AttachmentRecord, err error) {
 	d := reader{b: value}
-	r.Version = d.version(withPort)
+	r.Version = d.version(withNetwork)
 	r.Attachment = d.attachment()
 	r.Runtime = d.text()
 	r.Netns = d.netns()
@@ -128,6 +139,9 @@ func DecodeAttachment(value []byte) (r ipam.AttachmentRecord, err error) {
 	r.Uses = ipam.Uses{Parent: d.text(), VLAN: d.small(), HostAccess: d.flag()}
 	if r.Version >= withPort {
 		r.Uses.Port = d.text()
+	}
+	if r.Version >= withNetwork {
+		r.Uses.Network, r.Uses.Masquerade = d.text(), d.flag()
 	}
 	r.Addresses = list(&d, (*reader).addr)
 	r.Since = d.time()

@@ -24,8 +24,8 @@ var (
 		Reason: "because", MissedAt: at.Add(-time.Hour),
 	}
 	attached = ipam.AttachmentRecord{
-		Version: withPort, Attachment: att, Runtime: "containerd", Netns: full.Netns, BootID: "b", MAC: full.MAC,
-		Uses:      ipam.Uses{Parent: "eth1", VLAN: 4094, HostAccess: true, Port: "ipvlan l3 bridge"},
+		Version: withNetwork, Attachment: att, Runtime: "containerd", Netns: full.Netns, BootID: "b", MAC: full.MAC,
+		Uses:      ipam.Uses{Parent: "eth1", VLAN: 4094, HostAccess: true, Port: "ipvlan l3 bridge", Network: "pods", Masquerade: true},
 		Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")}, Since: at, MissedAt: at,
 	}
 	hold = ipam.Hold{Attachment: att, Netns: "/run/netns/a", MAC: full.MAC, Owner: "default/web", BootID: "b", Since: at, Until: at.Add(time.Hour)}
@@ -110,7 +110,8 @@ func TestCycle(t *testing.T) {
 	address(t, full)
 	address(t, ipam.Record{Version: Version})
 	attachment(t, attached)
-	attachment(t, ipam.AttachmentRecord{Version: withPort})
+	attachment(t, ipam.AttachmentRecord{Version: withNetwork})
+	attachment(t, ipam.AttachmentRecord{Version: withPort, Attachment: att, Uses: ipam.Uses{Parent: "eth1", Port: "ipvlan l3 bridge"}, Since: at})
 	attachment(t, ipam.AttachmentRecord{Version: 1, Attachment: att, Uses: ipam.Uses{Parent: "eth1", VLAN: 5}, Since: at})
 	ranges(t, pool)
 	address(t, ipam.Record{Version: 1, Pool: "lan", State: ipam.Held})
