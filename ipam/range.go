@@ -3,7 +3,7 @@ package ipam
 import (
 	"fmt"
 	"net/netip"
-	"slices"
+	"sort"
 	"strings"
 )
 
@@ -132,7 +132,7 @@ func exclusions(list []string, place string, r Range) ([]Interval, error) {
 	if r.Gateway.IsValid() {
 		add(Interval{r.Gateway, r.Gateway})
 	}
-	slices.SortFunc(out, func(a, b Interval) int { return a.First.Compare(b.First) })
+	sort.Sort(byFirst(out))
 	merged := out[:0]
 	for _, x := range out {
 		if n := len(merged); n > 0 && (!merged[n-1].Last.Next().IsValid() || x.First.Compare(merged[n-1].Last.Next()) <= 0) {
@@ -145,6 +145,14 @@ func exclusions(list []string, place string, r Range) ([]Interval, error) {
 	}
 	return merged, nil
 }
+
+// byFirst is for package sort: package slices would make a sort of its own for
+// the type, of 20 kB in every plugin.
+type byFirst []Interval
+
+func (s byFirst) Len() int           { return len(s) }
+func (s byFirst) Less(i, j int) bool { return s[i].First.Less(s[j].First) }
+func (s byFirst) Swap(i, j int)      { s[i], s[j] = s[j], s[i] }
 
 func loadInterval(place, s string) (Interval, error) {
 	if p, err := netip.ParsePrefix(s); err == nil {

@@ -7,7 +7,10 @@ import (
 	"os"
 	"strings"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
 // ErrDown is returned for a parent that is administratively down.
@@ -98,4 +101,58 @@ func HostAddr(parent []Addr, container netip.Addr) (netip.Addr, bool) {
 func inUserNamespace() bool {
 	b, err := os.ReadFile("/proc/self/uid_map")
 	return err == nil && strings.Join(strings.Fields(string(b)), " ") != "0 0 4294967295"
+}
+
+// Path is what the kernel would do with a packet to an address.
+type Path struct {
+	// Link is what it leaves by; zero for an address of the host's own, or one that
+	// no route leads to.
+	Link Link
+	// Own: the address is the host's own.
+	Own bool
+	// Connected: the address is on the segment of Link.
+	Connected bool
+}
+
+// PathTo asks the kernel's routing table for the way to an address.
+func (h *Handle) PathTo(addr netip.Addr) (p Path, err error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
+	msg := &nl.RtMsg{RtMsg: unix.RtMsg{Family: family(addr), Dst_len: uint8(addr.BitLen())}}
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.RTA_DST, addr.AsSlice()))
+	payload, err := h.conn.Get(req)
+	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+		return Path{}, nil
+	}
+	index := 0
+	if err == nil {
+		index, p, err = parsePath(payload)
+	}
+	if err == nil && index != 0 && !p.Own {
+		p.Link, err = h.ByIndex(index)
+	}
+	if err != nil {
+		return Path{}, fmt.Errorf("look up the route to %s: %w", addr, err)
+	}
+	return p, nil
+}
+
+// parsePath reads the answer: the index of the link, and what Link is not
+// needed for.
+func parsePath(payload []byte) (index int, p Path, err error) {
+	if len(payload) < unix.SizeofRtMsg {
+		return 0, p, nlsock.ErrCutOff
+	}
+	msg := nl.DeserializeRtMsg(payload)
+	p.Own, p.Connected = msg.Type == unix.RTN_LOCAL, msg.Type == unix.RTN_UNICAST
+	attrs, err := nlsock.Attributes(payload[unix.SizeofRtMsg:])
+	for _, a := range attrs {
+		switch a.Kind {
+		case unix.RTA_GATEWAY, unix.RTA_VIA:
+			p.Connected = false
+		case unix.RTA_OIF:
+			index = number(a.Value)
+		}
+	}
+	return index, p, err
 }

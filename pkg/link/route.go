@@ -29,9 +29,14 @@ type Route struct {
 	Scope int
 	// Onlink: GW is on the link, whatever the addresses there say.
 	Onlink bool
+	// Protocol is a number that tells whose the route is; 0 is nobody's.
+	Protocol uint8
 
 	link int // index of the link it leaves by, when read
 }
+
+// Link is the index of the link that the route, as read, leaves by.
+func (r Route) Link() int { return r.link }
 
 func (r Route) String() string {
 	if r.GW.IsValid() {
@@ -44,6 +49,22 @@ func (r Route) String() string {
 // second default route does not replace the first.
 func (h *Handle) AddRoute(index int, r Route) error {
 	if err := h.setRoute(index, r, unix.NLM_F_CREATE); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add route %s: %w", r, err)
+	}
+	return nil
+}
+
+// ErrRouteExists is returned where there is a route to that destination.
+var ErrRouteExists = errors.New("there is another route to it")
+
+// InsertRoute adds a route to where none leads; else the error wraps
+// ErrRouteExists.
+func (h *Handle) InsertRoute(index int, r Route) error {
+	err := h.setRoute(index, r, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	if errors.Is(err, unix.EEXIST) {
+		err = ErrRouteExists
+	}
+	if err != nil {
 		return fmt.Errorf("add route %s: %w", r, err)
 	}
 	return nil
@@ -70,6 +91,9 @@ func (h *Handle) setRoute(index int, r Route, flags uint16) error {
 	}
 	if r.Onlink {
 		msg.Flags = unix.RTNH_F_ONLINK
+	}
+	if r.Protocol != 0 {
+		msg.Protocol = r.Protocol
 	}
 	req := routeRequest(unix.RTM_NEWROUTE, index, r.Dst, msg)
 	req.Flags |= flags
@@ -101,7 +125,14 @@ func (h *Handle) setRoute(index int, r Route, flags uint16) error {
 
 // DeleteRoute removes the route to dst out of a link; none is success.
 func (h *Handle) DeleteRoute(index int, dst netip.Prefix) error {
-	err := h.conn.Execute(routeRequest(unix.RTM_DELROUTE, index, dst, nl.NewRtDelMsg()))
+	return h.DeleteRouteBy(0, index, dst)
+}
+
+// DeleteRouteBy is DeleteRoute for one that has a protocol number; 0 is any.
+func (h *Handle) DeleteRouteBy(protocol uint8, index int, dst netip.Prefix) error {
+	msg := nl.NewRtDelMsg()
+	msg.Protocol = protocol
+	err := h.conn.Execute(routeRequest(unix.RTM_DELROUTE, index, dst, msg))
 	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete route %s: %w", dst, err)
 	}
@@ -127,6 +158,22 @@ func (h *Handle) Routes(index int) ([]Route, error) {
 	}
 	v6, err := h.routes(unix.AF_INET6, index)
 	return append(v4, v6...), err
+}
+
+// RoutesBy lists the routes of the main table that have a protocol number.
+func (h *Handle) RoutesBy(protocol uint8) (out []Route, err error) {
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		all, err := h.routes(family, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range all {
+			if r.Protocol == protocol {
+				out = append(out, r)
+			}
+		}
+	}
+	return out, nil
 }
 
 // routes lists the routes of one family in the main table, out of the link of
@@ -167,7 +214,8 @@ func parseRoute(payload []byte, family uint8) ([]Route, error) {
 	if family == unix.AF_INET6 {
 		base = netip.IPv6Unspecified()
 	}
-	r := Route{Dst: netip.PrefixFrom(base, int(msg.Dst_len)), Table: int(msg.Table), Scope: int(msg.Scope)}
+	r := Route{Dst: netip.PrefixFrom(base, int(msg.Dst_len)), Table: int(msg.Table), Scope: int(msg.Scope), Protocol: msg.Protocol}
+	r.Onlink = msg.Flags&unix.RTNH_F_ONLINK != 0
 	var hops []byte
 	for _, a := range attrs {
 		switch a.Kind {

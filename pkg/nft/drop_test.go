@@ -2,13 +2,10 @@ package nft
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/underlay-cni/underlay/pkg/link/linktest"
 )
 
 func TestDrops(t *testing.T) {
@@ -85,44 +82,11 @@ func (s space) drops(t testing.TB) []string {
 	return out
 }
 
-// Legacy iptables, which nft does not see.
-func TestLegacyDrop(t *testing.T) {
-	t.Parallel()
-	linktest.Need(t, "iptables")
-	s := newSpace(t)
-	find := func() (found []Drop) {
-		t.Helper()
-		must(t, s.ns.Do(func() (err error) {
-			found, err = legacyDrops(t.Context())
-			return err
-		}))
-		return found
-	}
-	if found := find(); len(found) != 0 {
-		t.Errorf("nobody has used it, and yet: %v", found)
-	}
-	s.sh(t, "iptables-legacy -P FORWARD DROP; iptables-legacy -N DOCKER-USER; iptables-legacy -I FORWARD -j DOCKER-USER")
-	want := "[filter FORWARD (iptables-legacy) drops what our table accepts; run: iptables-legacy -I DOCKER-USER -m mark --mark 0x20000/0x20000 -j ACCEPT]"
-	found := find()
-	if got := fmt.Sprint(found); got != want {
-		t.Fatalf("got\n%s, want\n%s", got, want)
-	}
-	must(t, found[0].Fix(t.Context(), s.ns))
-	if found := find(); len(found) != 1 || !found[0].Passes {
-		t.Errorf("after the command: %v", found)
-	}
-}
-
 // What nft says is read, or it is an error.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"nftables": [{"table": {"name": "underlay"}}, {"set": {"name": "forward4", "elem": [{"prefix": {"addr": "10.0.0.0", "len": 8}}, "192.0.2.1", 8472, {"range": ["a", "b"]}]}},
 		{"chain": {"name": "forward"}}, {"rule": {"chain": "forward", "comment": "x #1"}}, {"map": {"name": "m"}}]}`))
-	f.Add([]byte(`{"nftables": [{"metainfo": {}}, {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}}]}`))
 	f.Fuzz(func(t *testing.T, listing []byte) {
-		chains, err := parseChains(listing)
-		if err != nil && len(chains) > 0 {
-			t.Errorf("%v, %v", chains, err)
-		}
 		c, err := parseTable(listing)
 		if err != nil {
 			return

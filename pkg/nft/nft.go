@@ -22,11 +22,18 @@ import (
 	"time"
 
 	"github.com/underlay-cni/underlay/pkg/netns"
+	"github.com/underlay-cni/underlay/pkg/nft/drop"
 	"github.com/underlay-cni/underlay/pkg/reconcile"
 )
 
 // Mark is the bit that accepted packets carry.
-const Mark = 0x20000
+const Mark = drop.Mark
+
+// Drop is a policy of somebody else that drops what is forwarded.
+type Drop = drop.Drop
+
+// Drops finds those that are in the way; see drop.Find.
+func Drops(ctx context.Context, n *netns.NS) ([]Drop, error) { return drop.Find(ctx, n) }
 
 // Ruleset is what is wanted. The zero value is no table at all.
 type Ruleset struct {

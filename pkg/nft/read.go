@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+
+	"github.com/underlay-cni/underlay/pkg/nft/drop"
 )
 
 // list reads the table: all of it, or that there is none. knftables would start
 // nft for each set.
 func list(ctx context.Context) ([]table, error) {
-	listing, err := output(ctx, "nft", "--json", "list", "table", string(family), name)
+	listing, err := drop.Output(ctx, "nft", "--json", "list", "table", string(family), name)
 	switch {
 	case err != nil && strings.Contains(err.Error(), "No such file or directory"): // nft speaks English everywhere
 		return nil, nil

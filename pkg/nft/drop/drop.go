@@ -1,4 +1,9 @@
-package nft
+// Package drop finds who drops what the host is to forward, whatever our own
+// tables accept: an accept of one table cannot overrule the drop of another.
+// It names the command that lets packets pass that carry our mark, and runs it
+// on request. It is apart from package nft since a plugin has no room for what
+// that needs; and it looks, changing nothing by itself.
+package drop
 
 import (
 	"context"
@@ -12,6 +17,9 @@ import (
 
 	"github.com/underlay-cni/underlay/pkg/netns"
 )
+
+// Mark is the bit that accepted packets carry.
+const Mark = 0x20000
 
 // Drop is a policy of somebody else that drops what is forwarded, whatever our
 // table accepts.
@@ -33,11 +41,11 @@ func (d Drop) String() string {
 	return fmt.Sprintf("%s drops what our table accepts; run: %s", d.Chain, strings.Join(d.Command, " "))
 }
 
-// Drops finds the policies that are in the way, in the namespace n, or, if it is
+// Find finds the policies that are in the way, in the namespace n, or, if it is
 // nil, in that of the calling thread: base chains of nftables, among them those
 // that Docker makes through iptables-nft, and FORWARD of legacy iptables, which
 // nft does not show. It leaves out rules that drop, which may have reasons.
-func Drops(ctx context.Context, n *netns.NS) (found []Drop, err error) {
+func Find(ctx context.Context, n *netns.NS) (found []Drop, err error) {
 	find := func() error {
 		modern, err := modernDrops(ctx)
 		legacy, lerr := legacyDrops(ctx)
@@ -61,7 +69,7 @@ func (d Drop) Fix(ctx context.Context, n *netns.NS) error {
 		return nil
 	}
 	fix := func() error {
-		_, err := output(ctx, d.Command...)
+		_, err := Output(ctx, d.Command...)
 		return err
 	}
 	if n != nil {
@@ -71,7 +79,7 @@ func (d Drop) Fix(ctx context.Context, n *netns.NS) error {
 }
 
 func modernDrops(ctx context.Context) (found []Drop, err error) {
-	out, err := output(ctx, "nft", "--json", "list", "chains")
+	out, err := Output(ctx, "nft", "--json", "list", "chains")
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +100,7 @@ func modernDrops(ctx context.Context) (found []Drop, err error) {
 		} else {
 			where := []string{c.Family, c.Table, c.Name}
 			d.Command = slices.Concat([]string{"nft", "insert", "rule"}, where, []string{"meta", "mark", "and", fmt.Sprintf("%#x", Mark), "!=", "0", "accept"})
-			rules, err := output(ctx, slices.Concat([]string{"nft", "list", "chain"}, where)...)
+			rules, err := Output(ctx, slices.Concat([]string{"nft", "list", "chain"}, where)...)
 			if err != nil {
 				return found, err
 			}
@@ -153,7 +161,7 @@ func legacyDrops(ctx context.Context) (found []Drop, err error) {
 		if rerr != nil || !slices.Contains(strings.Fields(string(loaded)), "filter") {
 			continue // the kernel has no such thing, or nobody has asked for it
 		}
-		rules, rerr := output(ctx, f.program, "--wait", "--list-rules")
+		rules, rerr := Output(ctx, f.program, "--wait", "--list-rules")
 		if rerr != nil {
 			err = errors.Join(err, rerr)
 			continue
@@ -178,12 +186,12 @@ func (d *Drop) letPass(ctx context.Context, program string, docker bool) {
 	}
 	rule := []string{chain, "-m", "mark", "--mark", fmt.Sprintf("%#x/%#x", Mark, Mark), "-j", "ACCEPT"}
 	d.Command = slices.Concat([]string{program, "-I"}, rule)
-	_, err := output(ctx, slices.Concat([]string{program, "-C"}, rule)...)
+	_, err := Output(ctx, slices.Concat([]string{program, "-C"}, rule)...)
 	d.Passes = err == nil
 }
 
-// output runs a program and returns what it prints.
-func output(ctx context.Context, words ...string) (string, error) {
+// Output runs a program and returns what it prints.
+func Output(ctx context.Context, words ...string) (string, error) {
 	var said strings.Builder
 	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
 	cmd.Stderr = &said
