@@ -213,7 +213,7 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 	if kind.noARP() && conf.ConflictDetection != DetectOff {
 		return nil, invalid("conflictDetection: %q asks by ARP who has an address, and nobody on this link could answer; the only value here is off", conf.ConflictDetection)
 	}
-	p.client = newClient(conf)
+	p.client = Client(conf)
 	return p, p.client.CheckPlace()
 }
 
@@ -244,9 +244,9 @@ func attachment(req *cni.Request, conf *Config) ipam.Attachment {
 	return ipam.Attachment{Network: conf.Name, ContainerID: req.ContainerID, IfName: req.IfName}
 }
 
-// newClient finds the ledger's place without demanding more of the
+// Client finds the ledger's place without demanding more of the
 // configuration: DEL has to work with one that has become invalid.
-func newClient(conf *Config) *client.Client {
+func Client(conf *Config) *client.Client {
 	dataDir, runDir := conf.DataDir, conf.RunDir
 	if t, err := conf.IPAMType(); err == nil && t == OwnIPAM {
 		d, r := ipam.Dirs(conf.IPAM)

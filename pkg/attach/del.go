@@ -40,7 +40,7 @@ func Del(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 	if !touchesLedger(conf, &kind, ipamType) {
 		return err
 	}
-	c := newClient(conf)
+	c := Client(conf)
 	rec := ipam.AttachmentRecord{Attachment: att}
 	if mayShare(conf) {
 		// Where the ledger cannot tell, the release is spooled below.

@@ -33,7 +33,7 @@ func GC(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 	if !touchesLedger(conf, &kind, ipamType) {
 		return errors.Join(errs...)
 	}
-	c := newClient(conf)
+	c := Client(conf)
 	stale, err := c.Stale(ctx, conf.Name, client.Runtime(req.Path), began, func(containerID, ifName string) bool {
 		return valid[types.GCAttachment{ContainerID: containerID, IfName: ifName}]
 	})

@@ -348,5 +348,5 @@ func lockParent(ctx context.Context, c *client.Client, parent string) (unlock fu
 // Lock keeps other processes from making or removing what attachments share
 // under a name until unlock.
 func Lock(ctx context.Context, conf *Config, name string) (unlock func(), err error) {
-	return lockParent(ctx, newClient(conf), name)
+	return lockParent(ctx, Client(conf), name)
 }

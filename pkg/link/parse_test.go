@@ -77,7 +77,7 @@ func TestParse(t *testing.T) {
 	must(t, err)
 	hop := Route{
 		Dst: netip.MustParsePrefix("198.51.100.0/24"), GW: netip.MustParseAddr("192.0.2.1"), Src: netip.MustParseAddr("192.0.2.1"),
-		Priority: 5, Table: unix.RT_TABLE_MAIN, link: 7,
+		Priority: 5, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_BOOT, link: 7,
 	}
 	other := hop
 	other.GW = netip.MustParseAddr("192.0.2.2")

@@ -41,8 +41,21 @@ func (c *config) join(ctx context.Context, h *link.Handle, e attach.Ends) error 
 		return err
 	}
 	if c.Bridge != "" {
-		return c.plug(ctx, h, e)
+		if err := c.plug(ctx, h, e); err != nil {
+			return err
+		}
+	} else if err := c.route(h, e); err != nil {
+		return err
 	}
+	addrs := make([]netip.Prefix, len(e.Addresses))
+	for i, a := range e.Addresses {
+		addrs[i] = a.Prefix
+	}
+	return c.joinNetwork(ctx, h, e.Attachment, addrs)
+}
+
+// route has the host reach the container by its end of the pair.
+func (c *config) route(h *link.Handle, e attach.Ends) error {
 	if err := h.DressPeer(e.Host.Index, e.Alias); err != nil {
 		return err
 	}
@@ -99,6 +112,6 @@ func (c *config) forwards(e attach.Ends) error {
 }
 
 // leave takes back what join has made beside the pair.
-func (c *config) leave(ctx context.Context, h *link.Handle, _ ipam.Attachment) error {
-	return c.unbridge(ctx, h)
+func (c *config) leave(ctx context.Context, h *link.Handle, att ipam.Attachment) error {
+	return errors.Join(c.leaveNetwork(ctx, h, att), c.unbridge(ctx, h))
 }
