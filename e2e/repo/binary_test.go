@@ -29,6 +29,7 @@ func TestBinaries(t *testing.T) {
 			// A plugin is read from disk at every ADD.
 			{"macvlan", 4_500_000},
 			{"ipvlan", 4_500_000},
+			{"hostgw", 4_500_000},
 			{"underlay", 4_500_000},
 			{"underlayctl", none},
 			{"underlayd", none},

@@ -74,15 +74,16 @@ func (t tree) ipv6All() error {
 	if err != nil || all != "0" {
 		return err
 	}
-	entries, err := os.ReadDir(filepath.Join(string(t), conf))
+	keys, err := filepath.Glob(filepath.Join(string(t), conf, "*", "accept_ra"))
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		key := conf + e.Name() + "/accept_ra"
-		if name := e.Name(); name == "all" || name == "default" {
+	for _, path := range keys {
+		name := filepath.Base(filepath.Dir(path))
+		if name == "all" || name == "default" {
 			continue
 		}
+		key := conf + name + "/accept_ra"
 		taken, err := t.get(key)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // gone by now
