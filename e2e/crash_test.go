@@ -38,6 +38,8 @@ func TestCrashEveryStep(t *testing.T) {
 		{name: "dual-stack", verbs: both, keys: keys{"conflictDetection": "fast"}},
 		{name: "hostAccess", verbs: both, keys: keys{"mode": "bridge", "hostAccess": true}},
 		{name: "passthru", verbs: both, keys: keys{"mode": "passthru", "mac": "02:00:00:00:00:07"}, alone: true},
+		{name: "hostgw", verbs: both, keys: keys{"type": "hostgw", "ipMasq": true, "ipam": routedRanges}},
+		{name: "hostgw on a bridge", verbs: both, keys: keys{"type": "hostgw", "bridge": "ul0", "ipam": routedRanges}},
 		{name: "host-local", verbs: both, foreign: true, keys: keys{"ipam": json.RawMessage(`{"type": "host-local", "ranges": [
 			[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.10", "rangeEnd": "192.0.2.19"}],
 			[{"subnet": "2001:db8::/64", "rangeStart": "2001:db8::10", "rangeEnd": "2001:db8::19"}]]}`)}},
@@ -66,6 +68,9 @@ func TestCrashEveryStep(t *testing.T) {
 		kills.wantEveryPoint(t)
 	}
 }
+
+// routedRanges are none of the segment's.
+var routedRanges = json.RawMessage(`{"type": "underlay", "ranges": [[{"subnet": "10.5.1.0/28"}], [{"subnet": "fd05::/112"}]]}`)
 
 func everyStep(t *testing.T, test crashCase, verb string, kills *tally) {
 	c := newCrash(t, test)
@@ -241,7 +246,8 @@ func (c *crash) collect() {
 	recorded := len(readBooks(c.t, c.h).Attachments) > 0 && len(spooled) == 0
 	conf := keys{"cni.dev/valid-attachments": []string{}}
 	maps.Copy(conf, c.keys)
-	_, err = call{verb: "GC"}.run(c.t, c.h, placed(c.t, c.h, conf))
+	kind, _ := c.keys["type"].(string) // "" is macvlan
+	_, err = call{verb: "GC", plugin: kind}.run(c.t, c.h, placed(c.t, c.h, conf))
 	wantOK(c.t, "GC", err)
 	if made && !recorded && !c.alone {
 		// The link is made while the ledger writes. One that is on no record yet

@@ -223,7 +223,6 @@ func (a *adder) create(mac net.HardwareAddr) func(*link.Handle) error {
 		index, err := a.kind.Create(a.parentSide, t)
 		if errors.Is(err, link.ErrPeerExists) { // of a namespace that is dying, or of nobody
 			if err = a.parentSide.DeletePeer(t.Peer, alias(a.att)); err == nil {
-				fault.Point("attach.peer.removed")
 				index, err = a.kind.Create(a.parentSide, t)
 			}
 		}

@@ -58,7 +58,6 @@ func (c *config) add(ctx context.Context, req *cni.Request) (prev *current.Resul
 					err = errors.Join(err, rerr)
 				}
 			}()
-			fault.Point("hostgw.recorded")
 		}
 		if err := c.forwardFor(h, prev, req); err != nil {
 			return err
@@ -73,7 +72,6 @@ func (c *config) add(ctx context.Context, req *cni.Request) (prev *current.Resul
 	if err != nil {
 		return nil, err
 	}
-	fault.Point("hostgw.chained")
 	return prev, nil
 }
 
