@@ -70,13 +70,14 @@ func TestHostgwMasquerade(t *testing.T) {
 			} else {
 				silent(t, c.station, hostStation(t, b.h2)) // which has no way back
 			}
+			frames := out.Close()
 			for i, to := range []string{"192.0.2.2", "2001:db8::2"} {
 				from := []string{"192.0.2.1", "2001:db8::1"}[i]
 				if !masquerade {
 					from = c.addrs[i].String()
 				}
 				want, seen := from+" > "+to+": icmp", false
-				for _, f := range out.Frames() {
+				for _, f := range frames {
 					seen = seen || strings.Contains(f.String(), want)
 				}
 				if !seen {
