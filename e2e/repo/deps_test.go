@@ -24,6 +24,7 @@ var rooms = []struct {
 	{"pkg/reconcile", nil, "how things are kept as they are wanted, whatever they are: no kernel, no libraries"},
 	{"pkg/route", []string{"pkg/reconcile", "pkg/nlsock", "pkg/netns"}, "a kernel door, which only says what a route is"},
 	{"pkg/neigh", []string{"pkg/reconcile", "pkg/nlsock", "pkg/netns"}, "a kernel door, which only says what a neighbour and an FDB entry are"},
+	{"pkg/vxlan", []string{"pkg/link", "pkg/neigh", "pkg/route", "pkg/netns"}, "devices, and what leads to peers through them"},
 	{"pkg/nft", []string{"pkg/reconcile", "pkg/nlsock", "pkg/netns"}, "a kernel door, whose table is one object"},
 	{"pkg/arp", []string{"pkg/netns"}, "a kernel door"},
 	{"pkg/netns", []string{"pkg/flock"}, "the lowest kernel door"},
@@ -116,7 +117,7 @@ func TestDoors(t *testing.T) {
 		rooms []string
 		why   string
 	}{
-		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/nlsock", "pkg/route", "pkg/neigh"},
+		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/nlsock", "pkg/route", "pkg/neigh", "pkg/vxlan"},
 			"kernel objects are made, read and undone in one place each"},
 		{"sigs.k8s.io/knftables", []string{"pkg/nft"}, "one table, written in one place; a plugin that masquerades pays for it with a start of nft"},
 		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},
