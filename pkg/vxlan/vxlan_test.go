@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -197,3 +198,5 @@ func TestReach(t *testing.T) {
 		})
 	}
 }
+
+func command(name string, args ...string) error { return exec.Command(name, args...).Run() }
