@@ -50,20 +50,11 @@ func (a Answer) err() error {
 
 // View reads all of the registry.
 func (r Registry) View(ctx context.Context) (*View, error) {
-	l, err := r.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return NewView(l), nil
-}
-
-// List reads all of the registry, as it is stored.
-func (r Registry) List(ctx context.Context) (List, error) {
 	l, err := r.Store.List(ctx, record.Prefix)
 	if err != nil {
-		return List{}, fmt.Errorf("list the registry: %w", err)
+		return nil, fmt.Errorf("list the registry: %w", err)
 	}
-	return l, nil
+	return NewView(l), nil
 }
 
 // Refresh reads the blocks of a pool into a view, where they are newer than what

@@ -289,24 +289,23 @@ func (v *View) UnreadNodes() (nodes []lease.Node) {
 }
 
 // Follow calls f with a view of the registry and again after each change, with
-// whom that is about, until ctx ends or f returns an error. It begins with a list
-// of all that the caller has read, or reads one if that is the zero List. A watch
+// whom that is about, until ctx ends or f returns an error. It begins with the
+// view of a list that the caller has read, or reads one if that is nil. A watch
 // that breaks, or cannot go on from where it was, leads to a full new list, which
 // is about everybody. pause is called after each failure, with how many there
 // were in a row; an error of it ends Follow too.
 // The view is changed in place, under mu, as f is called under it: who has mu
 // may read and change the last one.
-func Follow(ctx context.Context, s Store, l List, mu sync.Locker, pause func(ctx context.Context, err error, failures int) error, f func(*View, News) error) error {
+func Follow(ctx context.Context, s Store, v *View, mu sync.Locker, pause func(ctx context.Context, err error, failures int) error, f func(*View, News) error) error {
 	failures := 0
 	for {
 		var err error
-		if l.Rev == 0 {
-			l, err = s.List(ctx, record.Prefix)
+		if v == nil {
+			v, err = Registry{Store: s}.View(ctx)
 		}
 		if err == nil {
 			failures = 0
-			v, rev := NewView(l), l.Rev
-			l = List{} // it has much in it, and the watch lasts
+			rev := v.Rev
 			if err := locked(mu, func() error { return f(v, News{All: true}) }); err != nil {
 				return err
 			}
@@ -318,6 +317,7 @@ func Follow(ctx context.Context, s Store, l List, mu sync.Locker, pause func(ctx
 			if own != nil {
 				return own
 			}
+			v = nil
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

@@ -103,7 +103,7 @@ func TestFollow(t *testing.T) {
 		views := 0
 		done := make(chan error)
 		go func() {
-			done <- registry.Follow(ctx, s.As("follower"), registry.List{}, new(sync.Mutex), func(_ context.Context, err error, failures int) error {
+			done <- registry.Follow(ctx, s.As("follower"), nil, new(sync.Mutex), func(_ context.Context, err error, failures int) error {
 				pauses = append(pauses, err)
 				if failures > 3 {
 					s.Rig(nil)
@@ -166,7 +166,7 @@ func TestFollowEndsWithItsFunction(t *testing.T) {
 	s := memstore.New()
 	own := errors.New("own")
 	n := 0
-	err := registry.Follow(t.Context(), s, registry.List{}, new(sync.Mutex), nil, func(*registry.View, registry.News) error {
+	err := registry.Follow(t.Context(), s, nil, new(sync.Mutex), nil, func(*registry.View, registry.News) error {
 		if n++; n == 2 {
 			return own
 		}
@@ -178,7 +178,7 @@ func TestFollowEndsWithItsFunction(t *testing.T) {
 	}
 	broken := errors.New("enough")
 	s.Rig(func(memstore.Request) memstore.Fault { return memstore.Fail })
-	err = registry.Follow(t.Context(), s, registry.List{}, new(sync.Mutex), func(context.Context, error, int) error { return broken }, nil)
+	err = registry.Follow(t.Context(), s, nil, new(sync.Mutex), func(context.Context, error, int) error { return broken }, nil)
 	if !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
@@ -195,14 +195,14 @@ func TestNews(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := create(t, r, "")
-		list, err := r.List(ctx)
+		first, err := r.View(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var told []registry.News
 		done := make(chan error)
 		go func() {
-			done <- registry.Follow(ctx, s, list, new(sync.Mutex), nil, func(_ *registry.View, n registry.News) error {
+			done <- registry.Follow(ctx, s, first, new(sync.Mutex), nil, func(_ *registry.View, n registry.News) error {
 				told = append(told, n)
 				return nil
 			})
