@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
@@ -103,6 +104,20 @@ func (r Registry) Send(ctx context.Context, pool string, step lease.Step) (seen 
 		return lease.Seen{}, a
 	}
 	return lease.Seen{Block: step.Block, Rev: a.Rev}, a
+}
+
+// Alive lists the nodes whose agent runs, or did so a moment ago.
+func (r Registry) Alive(ctx context.Context) (map[lease.Node]bool, error) {
+	l, err := r.Store.List(ctx, record.LiveFolder)
+	if err != nil {
+		return nil, fmt.Errorf("list who is alive: %w", err)
+	}
+	alive := make(map[lease.Node]bool, len(l.Items))
+	for _, i := range l.Items {
+		// One that cannot be read is a sign of life all the same.
+		alive[lease.Node(strings.TrimPrefix(i.Key, record.LiveFolder))] = true
+	}
+	return alive, nil
 }
 
 // Bind opens the session of an agent. ErrTaken is returned while another agent

@@ -219,7 +219,6 @@ func TestNews(t *testing.T) {
 			me, peer bool // whether it is about n1, n2
 		}{
 			{"a node joins", func() error { return r.Enroll(ctx, record.Node{Node: n2, Asserted: 1}) }, false, false},
-			{"a sign of life", func() error { _, err := r.Bind(ctx, record.Live{Node: n2}, time.Minute); return err }, false, false},
 			{"another's block", func() error { leased(t, r, p, n2, "10.0.0.4/30"); return nil }, false, true},
 			{"an address given away", func() error {
 				_, a := r.Send(ctx, p.UUID, lease.Step{Do: lease.Send, Block: returned, Rev: block.Rev})
@@ -252,6 +251,13 @@ func TestNews(t *testing.T) {
 			if len(told) == 0 || me != tt.me || peer != tt.peer {
 				t.Errorf("%s: about n1 %v, n2 %v, want %v, %v", tt.name, me, peer, tt.me, tt.peer)
 			}
+		}
+		told = nil
+		if _, err := r.Bind(ctx, record.Live{Node: n2}, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if synctest.Wait(); len(told) != 0 {
+			t.Errorf("a sign of life is told: %+v", told)
 		}
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
