@@ -102,12 +102,16 @@ func (r Registry) Remove(ctx context.Context, n lease.Node, rest time.Duration) 
 	if err != nil {
 		return err
 	}
-	if _, live := v.Live[n]; live {
-		return fmt.Errorf("node %s: %w", n, ErrLive)
+	live, err := r.Store.Get(ctx, record.LiveFolder+string(n))
+	if err != nil {
+		return err
 	}
-	if why := v.Unread[record.LiveFolder+string(n)]; why != nil {
-		// A sign of life that cannot be read is one all the same.
-		return fmt.Errorf("node %s: %w: %w", n, ErrUnread, why)
+	if live.Rev != 0 {
+		if _, why := record.DecodeLive(live.Value); why != nil {
+			// A sign of life that cannot be read is one all the same.
+			return fmt.Errorf("node %s: %w: %w", n, ErrUnread, why)
+		}
+		return fmt.Errorf("node %s: %w", n, ErrLive)
 	}
 	node, known := v.Nodes[n]
 	if !known && len(v.named(n)) == 0 && !slices.Contains(v.UnreadNodes(), n) {

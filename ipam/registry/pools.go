@@ -265,8 +265,12 @@ func (r Registry) vacated(ctx context.Context, p record.Pool) (v *View, used, er
 		if !errors.As(used, &by) || len(by.Others) > 0 || time.Now().After(end) {
 			return v, used, nil
 		}
+		alive, err := r.Alive(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
 		for n := range by.By {
-			if _, live := v.Live[n]; !live {
+			if !alive[n] {
 				return v, used, nil
 			}
 		}

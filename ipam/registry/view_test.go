@@ -103,7 +103,7 @@ func TestFollow(t *testing.T) {
 		views := 0
 		done := make(chan error)
 		go func() {
-			done <- registry.Follow(ctx, s.As("follower"), registry.List{}, new(sync.Mutex), func(_ context.Context, err error, failures int) error {
+			done <- registry.Follow(ctx, s.As("follower"), nil, new(sync.Mutex), func(_ context.Context, err error, failures int) error {
 				pauses = append(pauses, err)
 				if failures > 3 {
 					s.Rig(nil)
@@ -166,7 +166,7 @@ func TestFollowEndsWithItsFunction(t *testing.T) {
 	s := memstore.New()
 	own := errors.New("own")
 	n := 0
-	err := registry.Follow(t.Context(), s, registry.List{}, new(sync.Mutex), nil, func(*registry.View, registry.News) error {
+	err := registry.Follow(t.Context(), s, nil, new(sync.Mutex), nil, func(*registry.View, registry.News) error {
 		if n++; n == 2 {
 			return own
 		}
@@ -178,7 +178,7 @@ func TestFollowEndsWithItsFunction(t *testing.T) {
 	}
 	broken := errors.New("enough")
 	s.Rig(func(memstore.Request) memstore.Fault { return memstore.Fail })
-	err = registry.Follow(t.Context(), s, registry.List{}, new(sync.Mutex), func(context.Context, error, int) error { return broken }, nil)
+	err = registry.Follow(t.Context(), s, nil, new(sync.Mutex), func(context.Context, error, int) error { return broken }, nil)
 	if !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
@@ -195,14 +195,14 @@ func TestNews(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := create(t, r, "")
-		list, err := r.List(ctx)
+		first, err := r.View(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var told []registry.News
 		done := make(chan error)
 		go func() {
-			done <- registry.Follow(ctx, s, list, new(sync.Mutex), nil, func(_ *registry.View, n registry.News) error {
+			done <- registry.Follow(ctx, s, first, new(sync.Mutex), nil, func(_ *registry.View, n registry.News) error {
 				told = append(told, n)
 				return nil
 			})
@@ -219,7 +219,6 @@ func TestNews(t *testing.T) {
 			me, peer bool // whether it is about n1, n2
 		}{
 			{"a node joins", func() error { return r.Enroll(ctx, record.Node{Node: n2, Asserted: 1}) }, false, false},
-			{"a sign of life", func() error { _, err := r.Bind(ctx, record.Live{Node: n2}, time.Minute); return err }, false, false},
 			{"another's block", func() error { leased(t, r, p, n2, "10.0.0.4/30"); return nil }, false, true},
 			{"an address given away", func() error {
 				_, a := r.Send(ctx, p.UUID, lease.Step{Do: lease.Send, Block: returned, Rev: block.Rev})
@@ -252,6 +251,13 @@ func TestNews(t *testing.T) {
 			if len(told) == 0 || me != tt.me || peer != tt.peer {
 				t.Errorf("%s: about n1 %v, n2 %v, want %v, %v", tt.name, me, peer, tt.me, tt.peer)
 			}
+		}
+		told = nil
+		if _, err := r.Bind(ctx, record.Live{Node: n2}, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if synctest.Wait(); len(told) != 0 {
+			t.Errorf("a sign of life is told: %+v", told)
 		}
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {

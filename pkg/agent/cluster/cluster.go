@@ -253,7 +253,7 @@ func (c *Cluster) lose(err error) {
 // live joins the cluster and follows the registry until something ends that.
 func (c *Cluster) live(ctx context.Context, failed <-chan error, started func()) error {
 	r := *c.store.Load()
-	session, list, err := c.join(ctx, r)
+	session, view, err := c.join(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -264,7 +264,7 @@ func (c *Cluster) live(ctx context.Context, failed <-chan error, started func())
 	}()
 	group, ctx := errgroup.WithContext(session.Context())
 	group.Go(func() error {
-		return registry.Follow(ctx, r.Store, list, c.mu, c.linger, c.seen)
+		return registry.Follow(ctx, r.Store, view, c.mu, c.linger, c.seen)
 	})
 	group.Go(func() error { return c.rounds(ctx, started) })
 	group.Go(func() error { return c.audit(ctx, r) })
@@ -292,9 +292,9 @@ func (c *Cluster) linger(ctx context.Context, err error, failures int) error {
 	}
 }
 
-// join enrolls the node and opens its session. list is what the registry held
-// before, from which on it can be followed; the zero List where that is not so.
-func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Session, list registry.List, err error) {
+// join enrolls the node and opens its session. view is what the registry held
+// before, from which on it can be followed; nil where that is not so.
+func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Session, view *registry.View, err error) {
 	var past lease.Past
 	var live record.Live
 	var folder string
@@ -312,18 +312,18 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Ses
 		return err
 	})
 	if err != nil {
-		return nil, list, err
+		return nil, nil, err
 	}
 	known, err := r.Open(ctx)
 	if err != nil {
-		return nil, list, err
+		return nil, nil, err
 	}
-	if list, err = r.List(ctx); err != nil {
-		return nil, list, err
+	if view, err = r.View(ctx); err != nil {
+		return nil, nil, err
 	}
-	back, err := c.wentBack(r, list)
+	back, err := c.wentBack(r, view)
 	if err != nil {
-		return nil, list, err
+		return nil, nil, err
 	}
 	// A node that has never met a registry has nothing to say again.
 	if past.Cluster == "" {
@@ -332,30 +332,29 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Ses
 	n := record.Node{Node: live.Node, Name: c.conf.Node, Machine: live.Machine, Boot: live.Boot, Folder: folder, Asserted: past.Epoch.Number}
 	err = r.Enroll(ctx, n)
 	if errors.Is(err, registry.ErrRemoved) {
-		return nil, list, errors.Join(err, c.renew())
+		return nil, nil, errors.Join(err, c.renew())
 	}
 	if err != nil {
-		return nil, list, err
+		return nil, nil, err
 	}
 	if back != nil {
 		if err := r.Freeze(ctx, *back); err != nil {
-			return nil, list, err
+			return nil, nil, err
 		}
-		list = registry.List{} // in it all is well
+		view = nil // in it all is well
 	}
 	session, err := r.Bind(ctx, live, sessionTTL)
 	if err != nil {
-		return nil, list, err
+		return nil, nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.node, c.session, c.trader = n, session, nil
-	return session, list, nil
+	return session, view, nil
 }
 
 // wentBack looks, before anything is written, whether the registry was further.
-func (c *Cluster) wentBack(r registry.Registry, list registry.List) (back *record.Frozen, err error) {
-	v := registry.NewView(list)
+func (c *Cluster) wentBack(r registry.Registry, v *registry.View) (back *record.Frozen, err error) {
 	return back, c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
 		back, err = (&leases.Trader{Ledger: l, Registry: r}).Return(v, lease.Rev(c.highest.Load()))
 		return err

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
@@ -228,12 +226,13 @@ func (c *Cluster) sweepLocked(ctx context.Context) error {
 
 // turn is how long this node leaves it to others to free something.
 func (c *Cluster) turn() time.Duration {
-	var nodes []lease.Node
-	for n := range c.view.Live {
-		nodes = append(nodes, n)
+	before := 0
+	for n := range c.view.Nodes {
+		if _, gone := c.view.Gone[n]; !gone && n < c.node.Node {
+			before++
+		}
 	}
-	slices.SortFunc(nodes, func(a, b lease.Node) int { return strings.Compare(string(a), string(b)) })
-	return min(time.Duration(max(0, slices.Index(nodes, c.node.Node)))*2*time.Second, time.Minute)
+	return min(time.Duration(before)*2*time.Second, time.Minute)
 }
 
 // named are the nodes that anything names. Tombstones stay for ever, so that
