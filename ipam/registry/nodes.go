@@ -55,7 +55,8 @@ func (r Registry) Open(ctx context.Context) (c record.Cluster, err error) {
 }
 
 // Enroll writes what a node says of itself; an agent does so before anything
-// else. Asserted only ever grows. ErrCopied is returned on another machine than
+// else. Asserted only ever grows, and a node that knows none of its addresses
+// keeps those that it had. ErrCopied is returned on another machine than
 // the first, or in another folder within a boot: the agent of the ledger that it
 // was copied from may only be dead, or cut off for longer than its session lasts,
 // with its containers running.
@@ -86,6 +87,9 @@ func (r Registry) Enroll(ctx context.Context, n record.Node) error {
 				return nil, fmt.Errorf("node %s has its ledger in another folder: %w", n.Node, ErrCopied)
 			}
 			n.Asserted = max(n.Asserted, old.Asserted)
+			if len(n.Addresses) == 0 {
+				n.Addresses = old.Addresses
+			}
 		}
 		value := record.EncodeNode(n)
 		if string(value) == string(i.Value) {

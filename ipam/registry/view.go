@@ -73,6 +73,9 @@ type News struct {
 	All bool
 	// Nodes that a block names, or named before.
 	Nodes map[lease.Node]bool
+	// Peers: how nodes reach each other may have changed, since there is another
+	// network, pool or node, or a block has another owner.
+	Peers bool
 }
 
 // For reports whether a node has to look at the view again. Most changes are of
@@ -82,6 +85,7 @@ func (n News) For(node lease.Node) bool { return n.All || n.Nodes[node] }
 // news applies a batch and says whom it is about.
 func (v *View) news(b Batch) (n News) {
 	n.Nodes = make(map[lease.Node]bool)
+	owners := make(map[string]lease.Node)
 	look := func(key string) {
 		switch folder := key[:strings.LastIndexByte(key, '/')+1]; {
 		case strings.HasPrefix(key, record.BlockFolder):
@@ -95,14 +99,19 @@ func (v *View) news(b Batch) (n News) {
 						n.Nodes[e.Node] = true
 					}
 				}
+				before, looked := owners[key]
+				n.Peers = n.Peers || looked && before != b.Owner || v.Unread[key] != nil
+				owners[key] = b.Owner
 			}
 		case folder == record.NodeFolder:
 			// A node that joins concerns nobody; one that has yet to assert what
 			// it has stops all, and all go on when it has (Present).
+			n.Peers = true
 			node, known := v.Nodes[lease.Node(key[len(folder):])]
 			n.All = n.All || v.Unread[key] != nil || known && node.Value.Asserted < v.Cluster.Value.Epoch.Number
 		default:
 			n.All = true
+			n.Peers = n.Peers || folder == record.NetworkFolder || folder == record.PoolFolder || folder == record.GoneFolder
 		}
 	}
 	for _, i := range b.Items {
@@ -307,7 +316,7 @@ func Follow(ctx context.Context, s Store, v *View, mu sync.Locker, pause func(ct
 		if err == nil {
 			failures = 0
 			rev := v.Rev
-			if err := locked(mu, func() error { return f(v, News{All: true}) }); err != nil {
+			if err := locked(mu, func() error { return f(v, News{All: true, Peers: true}) }); err != nil {
 				return err
 			}
 			var own error

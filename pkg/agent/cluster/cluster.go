@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,7 +63,7 @@ type Ledger interface {
 	With(func(*ledger.Ledger) error) error
 }
 
-// Config of a Cluster. All but Events and Now are required.
+// Config of a Cluster. All but Addresses, Events and Now are required.
 type Config struct {
 	// Open connects to the registry's store; close ends the connection, and
 	// failed tells of a store in this process that has broken. It is called again
@@ -75,6 +76,10 @@ type Config struct {
 	Log  *slog.Logger
 	// Registry takes the metrics.
 	Registry prometheus.Registerer
+	// Addresses are those at which peers reach this node, the preferred one first;
+	// none while nobody knows them. Each round tells the registry, if they are
+	// others than before.
+	Addresses func() []netip.Addr
 	// Events hear of what changes; default: the Log alone.
 	Events *event.Log
 	// Now is the wall clock; default fault.Now.
@@ -89,6 +94,7 @@ type Cluster struct {
 	ready   chan struct{}
 	store   atomic.Pointer[registry.Registry] // nil before Open
 	dirty   chan struct{}                     // a round is due
+	peers   chan struct{}                     // how nodes reach each other may have changed
 	highest atomic.Int64                      // revision that was heard of
 	news    news
 	waits   waits
@@ -122,8 +128,11 @@ func New(conf Config) (*Cluster, error) {
 	if conf.Events == nil {
 		conf.Events = event.New(event.Config{Slog: conf.Log, Now: conf.Now})
 	}
+	if conf.Addresses == nil {
+		conf.Addresses = func() []netip.Addr { return nil }
+	}
 	c := &Cluster{
-		conf: conf, log: conf.Log, metrics: newMetrics(conf.Registry), ready: make(chan struct{}), dirty: make(chan struct{}, 1), mu: newLock(),
+		conf: conf, log: conf.Log, metrics: newMetrics(conf.Registry), ready: make(chan struct{}), dirty: make(chan struct{}, 1), peers: make(chan struct{}, 1), mu: newLock(),
 		gone: map[lease.Node]time.Time{},
 	}
 	c.apart.Store(&apart{conf.Now(), errors.New("it was not reached yet")})
@@ -329,7 +338,7 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Ses
 	if past.Cluster == "" {
 		past.Epoch = known.Epoch
 	}
-	n := record.Node{Node: live.Node, Name: c.conf.Node, Machine: live.Machine, Boot: live.Boot, Folder: folder, Asserted: past.Epoch.Number}
+	n := record.Node{Node: live.Node, Name: c.conf.Node, Machine: live.Machine, Boot: live.Boot, Folder: folder, Addresses: c.conf.Addresses(), Asserted: past.Epoch.Number}
 	err = r.Enroll(ctx, n)
 	if errors.Is(err, registry.ErrRemoved) {
 		return nil, nil, errors.Join(err, c.renew())
@@ -377,18 +386,12 @@ func (c *Cluster) seen(v *registry.View, news registry.News) error {
 	if news.All {
 		c.tellPoolsLocked()
 	}
+	if news.Peers {
+		ring(c.peers)
+	}
 	if news.For(c.node.Node) {
 		c.Stir()
 		c.news.tell()
 	}
 	return nil
-}
-
-// Stir has a round done soon. Whoever changes what is held of a cluster pool
-// calls it.
-func (c *Cluster) Stir() {
-	select {
-	case c.dirty <- struct{}{}:
-	default:
-	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
@@ -170,8 +171,9 @@ func (c *Cluster) lowerLocked(ctx context.Context, t *leases.Trader) error {
 	return nil
 }
 
-// enrollLocked says that this node has asserted what it has in the present
-// epoch, once its ledger knows that epoch.
+// enrollLocked says that this node has other addresses than before, and that it
+// has asserted what it has in the present epoch, once its ledger knows that
+// epoch.
 func (c *Cluster) enrollLocked(ctx context.Context) error {
 	var past lease.Past
 	err := c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
@@ -179,11 +181,20 @@ func (c *Cluster) enrollLocked(ctx context.Context) error {
 		return err
 	})
 	known := c.view.Cluster.Value
-	if err != nil || past.Cluster != known.ID || past.Epoch != known.Epoch || c.node.Asserted >= past.Epoch.Number {
+	if err != nil {
 		return err
 	}
 	n := c.node
-	n.Asserted = past.Epoch.Number
+	if past.Cluster == known.ID && past.Epoch == known.Epoch {
+		n.Asserted = max(n.Asserted, past.Epoch.Number)
+	}
+	// One that has none for a moment is still reached best at those it had.
+	if addrs := c.conf.Addresses(); len(addrs) > 0 {
+		n.Addresses = addrs
+	}
+	if n.Asserted == c.node.Asserted && slices.Equal(n.Addresses, c.node.Addresses) {
+		return nil
+	}
 	if err := c.store.Load().Enroll(ctx, n); err != nil {
 		return err
 	}
