@@ -22,7 +22,9 @@ const (
 	red   = "b0000000-0000-4000-8000-000000000000"
 )
 
-func item(key string, value []byte) registry.Item { return registry.Item{Key: key, Value: value, Rev: 5} }
+func item(key string, value []byte) registry.Item {
+	return registry.Item{Key: key, Value: value, Rev: 5}
+}
 
 func node(n lease.Node, name string, addrs ...string) registry.Item {
 	rec := record.Node{Node: n, Name: name}
