@@ -243,16 +243,18 @@ func TestForwardDrop(t *testing.T) {
 	b := newBed(t)
 	for _, fix := range []bool{false, true} {
 		h := b.host()
-		netnstest.Run(t, h.ns, "nft", "add table inet fw; add chain inet fw forward { type filter hook forward priority 0; policy drop; }")
 		h.start(func(c *Config) { c.FixForwardDrop = fix })
+		netnstest.Run(t, h.ns, "nft", "add table inet fw; add chain inet fw forward { type filter hook forward priority 0; policy drop; }")
 		want := map[bool]string{false: "inet fw forward (nft) false", true: "inet fw forward (nft) true"}[fix]
-		await(t, h.name, want, func() string {
-			out := ""
+		drops := func() (out string) {
 			for _, d := range h.Routing().Drops {
 				out += d.Chain + map[bool]string{false: " false", true: " true"}[d.Passes]
 			}
 			return out
-		})
+		}
+		await(t, h.name, want, drops)
+		netnstest.Run(t, h.ns, "nft", "delete table inet fw")
+		await(t, h.name+" without it", "", drops)
 	}
 }
 

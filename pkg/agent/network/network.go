@@ -77,6 +77,11 @@ type Host interface {
 	Forward(dev string, six bool) (changed []string, err error)
 }
 
+var (
+	_ Host = (*hostnet.Host)(nil)
+	_ Host = (*hostnet.Fake)(nil)
+)
+
 // Config of a Task. The fields up to Registry are required.
 type Config struct {
 	Cluster Cluster
@@ -241,6 +246,7 @@ func (t *Task) Addresses() []netip.Addr {
 type round struct {
 	snapshot   *plan.Snapshot // nil before the first
 	state      hostnet.State
+	read       bool // state has been, once
 	plan       *plan.Plan
 	masquerade map[string]bool // by network
 	// synced are the networks whose routes and rules have been set.

@@ -69,64 +69,11 @@ func (m *member) set(away error, items ...registry.Item) {
 	ring(m.peers)
 }
 
-// wire is a host network whose neighbours are silent if they end in .9.
-type wire struct {
-	mu        sync.Mutex
-	state     hostnet.State
-	asked     map[hostnet.Neighbour]hostnet.Answer
-	forwarded map[string]bool
-	heard     func()
-}
-
-func (w *wire) Read(context.Context, []netip.Addr) (hostnet.State, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.state, nil
-}
-
-func (w *wire) Watch(ctx context.Context, _ []uint8, heard func()) error {
-	w.mu.Lock()
-	w.heard = heard
-	w.mu.Unlock()
-	heard()
-	<-ctx.Done()
-	return nil
-}
-
-func (w *wire) Ask(_ context.Context, all []hostnet.Neighbour) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, n := range all {
-		w.asked[n] = hostnet.Found
-		if strings.HasSuffix(n.Addr.String(), ".9") {
-			w.asked[n] = hostnet.Silent
-		}
-	}
-	return nil
-}
-
-func (w *wire) Answers(context.Context, []string) (map[hostnet.Neighbour]hostnet.Answer, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	out := make(map[hostnet.Neighbour]hostnet.Answer)
-	for n, a := range w.asked {
-		out[n] = a
-	}
-	return out, nil
-}
-
-func (w *wire) Forward(dev string, six bool) ([]string, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.forwarded[dev] = six
-	return nil, nil
-}
-
 // desk is a task with nothing real about it.
 type desk struct {
 	*Task
 	cluster *member
-	wire    *wire
+	wire    *hostnet.Fake
 	routes  *route.Fake
 	rules   *nft.Fake
 	ledger  *ledger.Ledger
@@ -147,13 +94,13 @@ func newDesk(t testing.TB, change func(*Config), items ...registry.Item) *desk {
 	}, items...)
 	d := &desk{
 		cluster: &member{view: registry.NewView(registry.List{Rev: 9, Items: items}), peers: make(chan struct{}, 1)},
-		wire:    &wire{asked: make(map[hostnet.Neighbour]hostnet.Answer), forwarded: make(map[string]bool)},
-		routes:  new(route.Fake), rules: nft.NewFake(), metrics: prometheus.NewRegistry(),
+		wire:    new(hostnet.Fake), routes: new(route.Fake), rules: nft.NewFake(), metrics: prometheus.NewRegistry(),
 	}
 	d.routes.AddLink("eth1")
 	d.routes.SetUp("eth1", true)
 	d.routes.AddAddr("eth1", netip.MustParsePrefix("192.0.0.1/8"))
-	d.wire.state = hostnet.State{Default: []string{"eth1"}, Links: []hostnet.Link{{Name: "eth1", Up: true, Broadcast: true, Addrs: []hostnet.Addr{{Prefix: netip.MustParsePrefix("192.0.0.1/8")}}}}}
+	d.wire.Set(hostnet.State{Default: []string{"eth1"}, Links: []hostnet.Link{{Name: "eth1", Up: true, Broadcast: true, Addrs: []hostnet.Addr{{Prefix: netip.MustParsePrefix("192.0.0.1/8")}}}}})
+	d.wire.Mute(netip.MustParseAddr("192.1.0.9"))
 	dir := t.TempDir()
 	d.ledger, err = ledger.Open(t.Context(), ledger.Options{DataDir: dir, RunDir: dir + "/run", BootID: "boot", MachineID: "m"})
 	must(t, err)
@@ -324,8 +271,10 @@ func TestMany(t *testing.T) {
 		d := newDesk(t, func(c *Config) { c.Routes = q }, items...)
 		began := time.Now()
 		d.run(t)
+		<-d.Ready()
+		took := time.Since(began)
 		must(t, d.Await(t.Context(), ipam.Uses{Network: "pods"}))
-		return d, q, time.Since(began)
+		return d, q, took
 	}
 	_, _, plain := start(false)
 	d, q, odd := start(true)
@@ -377,9 +326,7 @@ underlay_nftables_kept 1
 	if err := testutil.GatherAndCompare(d.metrics, strings.NewReader(want), "underlay_peers", "underlay_nftables_kept"); err != nil {
 		t.Error(err)
 	}
-	d.wire.mu.Lock()
-	defer d.wire.mu.Unlock()
-	if six, did := d.wire.forwarded["eth1"]; !did || six {
-		t.Errorf("forwarded: %v", d.wire.forwarded)
+	if four, six := d.wire.Forwards("eth1"); !four || six {
+		t.Errorf("forwards IPv4 %v, IPv6 %v", four, six)
 	}
 }
