@@ -120,6 +120,8 @@ type Task struct {
 	news          news
 	rules         rules
 	probes        probes
+	// firewall tells when Drops may find others than before.
+	firewall func(ctx context.Context, heard func()) error
 
 	mu     sync.Mutex
 	kernel Host
@@ -131,6 +133,8 @@ type Task struct {
 	addrs []netip.Addr
 	lost  time.Time
 	told  bool // addrs have been read once
+	// complaints are what was last logged of what an operator has to mend.
+	complaints []string
 	// armed are the networks that an attachment which is about to be made wants
 	// masqueraded, and until when that counts without a record.
 	armed map[string]time.Time
@@ -146,12 +150,14 @@ func New(conf Config) (*Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	firewall := func(context.Context, func()) error { return nil }
 	if conf.Drops == nil {
+		firewall = func(ctx context.Context, heard func()) error { return nft.WatchDrops(ctx, conf.Netns, heard) }
 		conf.Drops = func(ctx context.Context) ([]nft.Drop, error) { return nft.Drops(ctx, conf.Netns) }
 	}
 	t := &Task{
 		conf: conf, log: conf.Log, parents: parents, ready: make(chan struct{}), host: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
-		armed: make(map[string]time.Time),
+		armed: make(map[string]time.Time), firewall: firewall,
 	}
 	t.rules = rules{log: conf.Log, open: func() (*nft.Reconciler, error) {
 		return nft.New(nft.Config{Netns: conf.Netns, Kernel: conf.Rules})

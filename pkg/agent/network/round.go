@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -148,7 +149,7 @@ func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) 
 	if routed == nil && now.masquerade != nil {
 		now.synced = make(map[string]bool)
 		for _, n := range now.snapshot.Networks {
-			now.synced[n.Name] = n.Why == ""
+			now.synced[n.Name] = lacking(n) == ""
 		}
 	}
 	return left, next
@@ -163,12 +164,46 @@ func (t *Task) finish(now round) {
 	if text(now.err) != text(before.err) && now.err != nil {
 		t.log.Warn("routes and rules of networks", "err", now.err)
 	}
-	if now.snapshot != nil && (before.snapshot == nil || !slices.Equal(before.snapshot.Odd, now.snapshot.Odd)) {
-		if n := len(now.snapshot.Odd); n > 0 {
-			o := now.snapshot.Odd[0]
-			t.log.Warn("records about networks are skipped; see: underlayctl registry status", "count", n, "network", o.Network, "node", o.Node, "err", o.Why)
+	complaints := t.complain(now)
+	for _, c := range complaints {
+		if !slices.Contains(t.complaints, c) {
+			t.log.Warn(c)
 		}
 	}
+	t.complaints = complaints
+}
+
+// complain lists what an operator has to mend.
+func (t *Task) complain(now round) (out []string) {
+	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	if now.read && len(t.parents.addresses(now.state)) == 0 {
+		say(`no interface of "parents" in underlayd.json has an address, or there is no default route: peers do not reach this node`)
+	}
+	if now.snapshot == nil {
+		return out
+	}
+	for _, n := range now.snapshot.Networks {
+		if why := lacking(n); why != "" {
+			say("network %q: %s", n.Name, why)
+		}
+	}
+	for _, name := range t.conf.Networks {
+		if _, known := now.snapshot.Network(name); !known {
+			say(`"networks" in underlayd.json names %q, which the registry does not know`, name)
+		}
+	}
+	if odd := now.snapshot.Odd; len(odd) > 0 {
+		say("%d records about networks are skipped; see: underlayctl network status; the first one: %s", len(odd), odd[0])
+	}
+	return out
+}
+
+// lacking says why there are no routes in a network; "" where there are.
+func lacking(n plan.Network) string {
+	if n.Why == "" && n.Backend != record.HostGW {
+		return fmt.Sprintf("backend %q: this version of underlayd keeps its rules, and no peers", n.Backend)
+	}
+	return n.Why
 }
 
 func text(err error) string {

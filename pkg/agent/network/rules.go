@@ -131,7 +131,7 @@ func (t *Task) look(ctx context.Context) {
 	changed := make(chan struct{}, 1)
 	watcher.Go(func() {
 		// Where that is not to be heard, what is new is found in a minute.
-		_ = nft.WatchDrops(ctx, t.conf.Netns, func() { ring(changed) })
+		_ = t.firewall(ctx, func() { ring(changed) })
 	})
 	for ctx.Err() == nil {
 		news := t.news.next()

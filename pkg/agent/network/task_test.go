@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -175,7 +176,8 @@ func TestFirst(t *testing.T) {
 
 func TestAwait(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t, func(c *Config) { c.Networks = []string{"pods", "lost", "none"} },
+	d := newDesk(t, func(c *Config) { c.Networks = []string{"pods", "lost", "none", "far"} },
+		registry.Item{Key: record.NetworkFolder + "far", Value: record.EncodeNetwork(record.Network{Name: "far", Pool: "pods", Backend: record.VXLAN, VNI: 1, Port: 1}), Rev: 3},
 		registry.Item{Key: record.NetworkFolder + "lost", Value: record.EncodeNetwork(record.Network{Name: "lost", Pool: "lost", Backend: record.HostGW}), Rev: 3})
 	d.run(t)
 	<-d.Ready()
@@ -187,6 +189,7 @@ func TestAwait(t *testing.T) {
 		{ipam.Uses{Network: "pods"}, 0, ""},
 		{ipam.Uses{Network: "pods", Masquerade: true}, 0, ""},
 		{ipam.Uses{Network: "lost"}, 11, `network "lost": the registry has no pool "lost"`},
+		{ipam.Uses{Network: "far"}, 11, `network "far": backend "vxlan": this version of underlayd keeps its rules, and no peers`},
 		{ipam.Uses{Network: "none"}, 11, `network: the registry knows no network "none"; see: underlayctl network list`},
 		{ipam.Uses{Network: "other"}, 7, `network: this node does not follow network "other"; add it to "networks" in underlayd.json`},
 	} {
@@ -248,6 +251,43 @@ func (q *quick) count() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return len(q.routes)
+}
+
+// TestWithdraw: peers are told at once of an address that comes, and of one that
+// goes when it stays away; and never that there is none.
+func TestWithdraw(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t, nil)
+		d.run(t)
+		step := func(what, want string, wait time.Duration, addrs ...string) {
+			t.Helper()
+			l := hostnet.Link{Name: "eth1", Up: true, Broadcast: true}
+			for _, a := range addrs {
+				l.Addrs = append(l.Addrs, hostnet.Addr{Prefix: netip.MustParsePrefix(a)})
+			}
+			d.wire.Set(hostnet.State{Default: []string{"eth1"}, Links: []hostnet.Link{l}})
+			time.Sleep(wait)
+			if got := fmt.Sprint(d.Addresses()); got != want {
+				t.Errorf("%s: %s, want %s", what, got, want)
+			}
+		}
+		const soon, late = time.Second, 2 * withdrawAfter
+		step("the first", "[192.0.0.1]", soon, "192.0.0.1/8")
+		step("one more", "[192.0.0.1 2001:db8::1]", soon, "192.0.0.1/8", "2001:db8::1/64")
+		step("it goes", "[192.0.0.1 2001:db8::1]", soon, "192.0.0.1/8")
+		step("and comes back", "[192.0.0.1 2001:db8::1]", late, "192.0.0.1/8", "2001:db8::1/64")
+		step("it goes again", "[192.0.0.1 2001:db8::1]", soon, "192.0.0.1/8")
+		step("for good", "[192.0.0.1]", late, "192.0.0.1/8")
+		step("another one", "[192.0.0.2]", soon, "192.0.0.2/8")
+		step("none", "[192.0.0.2]", late)
+		step("one again", "[192.0.0.3]", soon, "192.0.0.3/8")
+		d.cluster.mu.Lock()
+		defer d.cluster.mu.Unlock()
+		if d.cluster.stirred != 5 {
+			t.Errorf("the registry was to be told %d times, want 5", d.cluster.stirred)
+		}
+	})
 }
 
 // TestMany: 5,000 peers, and as many of which a fifth is unreachable and another
