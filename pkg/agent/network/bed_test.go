@@ -67,7 +67,7 @@ func newBed(t testing.TB) *bed {
 	b.pool, err = b.reg.CreatePool(t.Context(), p)
 	must(t, err)
 	must(t, b.reg.CreateNetwork(t.Context(), record.Network{Name: "pods", Pool: "pods", Backend: record.HostGW}))
-	netnstest.Batch(t, b.wire, "ip", "link add br0 type bridge\nlink set br0 addrgenmode none\nlink set br0 up")
+	netnstest.Batch(t, b.wire, "ip", "link add br0 type bridge mcast_snooping 0\nlink set br0 addrgenmode none\nlink set br0 up")
 	return b
 }
 
@@ -83,7 +83,8 @@ link set %[1]s master br0 addrgenmode none up`, h.name, os.Getpid(), h.ns.Fd()))
 link set eth1 addrgenmode none
 link set eth1 up
 addr add 192.0.2.%[1]d/24 dev eth1
-addr add 2001:db8::%[1]d/64 dev eth1 nodad`, i))
+addr add 2001:db8::%[1]d/64 dev eth1 nodad
+addr add fe80::%[1]d/64 dev eth1 nodad`, i))
 	dir := b.t.TempDir()
 	var err error
 	h.l, err = ledger.Open(b.t.Context(), ledger.Options{DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), BootID: "boot", MachineID: h.name})

@@ -77,6 +77,11 @@ type Host interface {
 	Forward(dev string, six bool) (changed []string, err error)
 }
 
+var (
+	_ Host = (*hostnet.Host)(nil)
+	_ Host = (*hostnet.Fake)(nil)
+)
+
 // Config of a Task. The fields up to Registry are required.
 type Config struct {
 	Cluster Cluster
@@ -115,6 +120,8 @@ type Task struct {
 	news          news
 	rules         rules
 	probes        probes
+	// firewall tells when Drops may find others than before.
+	firewall func(ctx context.Context, heard func()) error
 
 	mu     sync.Mutex
 	kernel Host
@@ -126,6 +133,8 @@ type Task struct {
 	addrs []netip.Addr
 	lost  time.Time
 	told  bool // addrs have been read once
+	// complaints are what was last logged of what an operator has to mend.
+	complaints []string
 	// armed are the networks that an attachment which is about to be made wants
 	// masqueraded, and until when that counts without a record.
 	armed map[string]time.Time
@@ -141,12 +150,14 @@ func New(conf Config) (*Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	firewall := func(context.Context, func()) error { return nil }
 	if conf.Drops == nil {
+		firewall = func(ctx context.Context, heard func()) error { return nft.WatchDrops(ctx, conf.Netns, heard) }
 		conf.Drops = func(ctx context.Context) ([]nft.Drop, error) { return nft.Drops(ctx, conf.Netns) }
 	}
 	t := &Task{
 		conf: conf, log: conf.Log, parents: parents, ready: make(chan struct{}), host: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
-		armed: make(map[string]time.Time),
+		armed: make(map[string]time.Time), firewall: firewall,
 	}
 	t.rules = rules{log: conf.Log, open: func() (*nft.Reconciler, error) {
 		return nft.New(nft.Config{Netns: conf.Netns, Kernel: conf.Rules})
@@ -241,6 +252,7 @@ func (t *Task) Addresses() []netip.Addr {
 type round struct {
 	snapshot   *plan.Snapshot // nil before the first
 	state      hostnet.State
+	read       bool // state has been, once
 	plan       *plan.Plan
 	masquerade map[string]bool // by network
 	// synced are the networks whose routes and rules have been set.

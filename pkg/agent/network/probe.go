@@ -18,9 +18,13 @@ const (
 	listen = 4 * time.Second
 	// look is how often answers are looked for.
 	look = 100 * time.Millisecond
-	// ask is when those are asked again that were silent, and how often the
-	// kernel's opinion of the others is read.
-	ask = 30 * time.Second
+	// readEvery is how often the kernel's opinion is read of those that nobody
+	// asks: what it sends them for others it asks for too.
+	readEvery = 10 * time.Second
+	// askAgain is when those are asked again that were silent: later each time, up
+	// to seldom, until somebody new is asked. All on the link hear the question.
+	askAgain = 10 * time.Second
+	seldom   = 10 * time.Minute
 )
 
 // probes find out which peers answer.
@@ -30,6 +34,7 @@ type probes struct {
 	mu      sync.Mutex
 	answers map[hostnet.Neighbour]hostnet.Answer // of all that are wanted
 	queue   []hostnet.Neighbour
+	pause   time.Duration // until all silent ones are asked again
 }
 
 func newProbes() probes {
@@ -54,6 +59,7 @@ func (p *probes) want(pl *plan.Plan) {
 	}
 	p.answers = answers
 	if len(p.queue) > 0 {
+		p.pause = askAgain
 		ring(p.wake)
 	}
 }
@@ -67,8 +73,9 @@ func (p *probes) answer(n hostnet.Neighbour) hostnet.Answer {
 
 // run asks until ctx ends.
 func (p *probes) run(ctx context.Context, host Host) {
-	tick := time.NewTicker(ask)
+	tick := time.NewTicker(readEvery)
 	defer tick.Stop()
+	asked := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -76,10 +83,11 @@ func (p *probes) run(ctx context.Context, host Host) {
 		case <-p.wake:
 		case <-tick.C:
 			p.read(ctx, host)
-			p.requeue()
+			p.requeue(time.Since(asked))
 		}
 		for batch := p.next(); len(batch) > 0 && ctx.Err() == nil; batch = p.next() {
 			p.batch(ctx, host, batch)
+			asked = time.Now()
 		}
 	}
 }
@@ -98,11 +106,16 @@ func (p *probes) next() (batch []hostnet.Neighbour) {
 	return batch
 }
 
-// requeue has those asked again of whom nothing is known, or nothing good.
-func (p *probes) requeue() {
+// requeue has those asked again of whom nothing is known, or nothing good, if
+// the last question is long enough ago.
+func (p *probes) requeue(ago time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.queue = p.queue[:0]
+	if ago < p.pause {
+		return
+	}
+	p.pause = min(2*p.pause, seldom)
+	p.queue = nil
 	for n, answer := range p.answers {
 		if answer != hostnet.Found {
 			p.queue = append(p.queue, n)

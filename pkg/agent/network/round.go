@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -30,13 +31,15 @@ const (
 // due says what may have changed.
 type due struct{ registry, host, ledger bool }
 
-// rounds does one for each change, and from time to time without.
+// rounds does one for each change, and from time to time without. What came to
+// nothing in one is due in the next.
 func (t *Task) rounds(ctx context.Context, started func()) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var d due
 	var rest time.Duration
+	full := time.Now() // when all is due
 	for {
-		var d due
 		select {
 		case <-ctx.Done():
 			return
@@ -47,7 +50,6 @@ func (t *Task) rounds(ctx context.Context, started func()) {
 		case <-t.stirred:
 			d.ledger = true
 		case <-timer.C:
-			d = due{true, true, true}
 		}
 		select {
 		case <-ctx.Done():
@@ -58,12 +60,16 @@ func (t *Task) rounds(ctx context.Context, started func()) {
 		d.host = d.host || rang(t.host)
 		d.ledger = d.ledger || rang(t.stirred)
 		began := time.Now()
-		next := t.round(ctx, d)
+		if !began.Before(full) {
+			d, full = due{true, true, true}, began.Add(every)
+		}
+		var next time.Duration
+		d, next = t.round(ctx, d)
 		rest = min(maxGap, idle*time.Since(began))
 		if t.last().synced != nil {
 			started()
 		}
-		timer.Reset(next)
+		timer.Reset(min(next, time.Until(full)))
 	}
 }
 
@@ -82,15 +88,15 @@ func (t *Task) last() round {
 	return t.now
 }
 
-// round looks at what is due, and has the kernel be as it follows; next is when
-// to look again at the latest.
-func (t *Task) round(ctx context.Context, d due) (next time.Duration) {
+// round looks at what is due, and has the kernel be as it follows; left is what
+// to look at again, after next.
+func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) {
 	now := t.last()
 	now.err = nil
 	next = every
-	fail := func(err error) {
+	fail := func(err error, due *bool) {
 		if err != nil {
-			now.err, next = errors.Join(now.err, err), again
+			now.err, next, *due = errors.Join(now.err, err), min(next, again), true
 		}
 	}
 	defer func() {
@@ -102,35 +108,38 @@ func (t *Task) round(ctx context.Context, d due) (next time.Duration) {
 		s, err := t.kernel.Read(ctx, t.parents.reach)
 		if err == nil {
 			anew = anew || !s.Equal(now.state)
-			now.state = s
+			now.state, now.read = s, true
 			if wait := t.readdress(s); wait > 0 {
-				next = min(next, wait)
+				next, left.host = min(next, wait), true
 			}
 		}
-		fail(err)
+		fail(err, &left.host)
 	}
 	if d.registry {
 		s, err := t.take(ctx, now.snapshot)
 		if now.away = err; err == nil {
 			now.snapshot, anew = s, true
 		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			left.registry, next = true, min(next, again) // it is busy; else it is told when it is back
+		}
 	}
-	if now.snapshot == nil || now.err != nil {
-		return next // nothing is known, or nothing new
+	if now.snapshot == nil || !now.read {
+		return left, next
 	}
 	if d.ledger || now.masquerade == nil {
 		m, err := t.masquerade()
 		if err == nil {
 			now.masquerade = m
 		}
-		fail(err)
+		fail(err, &left.ledger)
 	}
 	if anew {
 		now.plan = plan.Make(now.snapshot, now.state, t.parents.devs(now.state))
 		_ = t.routes.Apply(ctx, now.plan.Wants) // what became of each is in the status
 	}
 	routed := t.routes.Err()
-	fail(routed)
+	fail(routed, &left.ledger) // no more is needed for another look
 	if now.masquerade != nil {
 		// What is wrong with the rules is told apart, and tried again there.
 		_ = t.rules.apply(ctx, ruleset(now))
@@ -140,10 +149,10 @@ func (t *Task) round(ctx context.Context, d due) (next time.Duration) {
 	if routed == nil && now.masquerade != nil {
 		now.synced = make(map[string]bool)
 		for _, n := range now.snapshot.Networks {
-			now.synced[n.Name] = n.Why == ""
+			now.synced[n.Name] = lacking(n) == ""
 		}
 	}
-	return next
+	return left, next
 }
 
 // finish keeps what a round has come to, and logs what is new in it.
@@ -155,12 +164,46 @@ func (t *Task) finish(now round) {
 	if text(now.err) != text(before.err) && now.err != nil {
 		t.log.Warn("routes and rules of networks", "err", now.err)
 	}
-	if now.snapshot != nil && (before.snapshot == nil || !slices.Equal(before.snapshot.Odd, now.snapshot.Odd)) {
-		if n := len(now.snapshot.Odd); n > 0 {
-			o := now.snapshot.Odd[0]
-			t.log.Warn("records about networks are skipped; see: underlayctl registry status", "count", n, "network", o.Network, "node", o.Node, "err", o.Why)
+	complaints := t.complain(now)
+	for _, c := range complaints {
+		if !slices.Contains(t.complaints, c) {
+			t.log.Warn(c)
 		}
 	}
+	t.complaints = complaints
+}
+
+// complain lists what an operator has to mend.
+func (t *Task) complain(now round) (out []string) {
+	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	if now.read && len(t.parents.addresses(now.state)) == 0 {
+		say(`no interface of "parents" in underlayd.json has an address, or there is no default route: peers do not reach this node`)
+	}
+	if now.snapshot == nil {
+		return out
+	}
+	for _, n := range now.snapshot.Networks {
+		if why := lacking(n); why != "" {
+			say("network %q: %s", n.Name, why)
+		}
+	}
+	for _, name := range t.conf.Networks {
+		if _, known := now.snapshot.Network(name); !known {
+			say(`"networks" in underlayd.json names %q, which the registry does not know`, name)
+		}
+	}
+	if odd := now.snapshot.Odd; len(odd) > 0 {
+		say("%d records about networks are skipped; see: underlayctl network status; the first one: %s", len(odd), odd[0])
+	}
+	return out
+}
+
+// lacking says why there are no routes in a network; "" where there are.
+func lacking(n plan.Network) string {
+	if n.Why == "" && n.Backend != record.HostGW {
+		return fmt.Sprintf("backend %q: this version of underlayd keeps its rules, and no peers", n.Backend)
+	}
+	return n.Why
 }
 
 func text(err error) string {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os/exec"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,8 +14,13 @@ import (
 	"github.com/underlay-cni/underlay/pkg/nft"
 )
 
-// lookAgain is how often policies of others are looked for, and a missing nft.
-const lookAgain = time.Minute
+const (
+	// lookAgain is how often policies of others are looked for, and a missing nft.
+	lookAgain = time.Minute
+	// lookApart is the shortest time between two looks: rules of others may change
+	// all the time.
+	lookApart = 2 * time.Second
+)
 
 // rules keep the nftables table, as soon as there is nft.
 type rules struct {
@@ -120,6 +126,13 @@ func (r *rules) run(ctx context.Context) {
 // look finds policies that drop what our rules accept.
 func (t *Task) look(ctx context.Context) {
 	told := make(map[string]bool)
+	var watcher sync.WaitGroup
+	defer watcher.Wait()
+	changed := make(chan struct{}, 1)
+	watcher.Go(func() {
+		// Where that is not to be heard, what is new is found in a minute.
+		_ = t.firewall(ctx, func() { ring(changed) })
+	})
 	for ctx.Err() == nil {
 		news := t.news.next()
 		var again <-chan time.Time
@@ -130,14 +143,27 @@ func (t *Task) look(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-news:
+			continue
 		case <-again:
+		case <-changed:
 		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(lookApart):
+		}
+		rang(changed)
 	}
 }
 
 func (t *Task) lookOnce(ctx context.Context, told map[string]bool) {
 	drops, err := t.conf.Drops(ctx)
 	fixed := false
+	for chain := range told {
+		there := slices.ContainsFunc(drops, func(d nft.Drop) bool { return d.Chain == chain })
+		if !there && (chain != "" || err == nil) {
+			delete(told, chain)
+		}
+	}
 	for _, d := range drops {
 		switch {
 		case d.Passes:

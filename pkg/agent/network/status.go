@@ -88,7 +88,7 @@ func (t *Task) Routing() api.Routing {
 		}
 		out.Networks = append(out.Networks, api.RoutingNetwork{
 			Name: n.Name, Backend: n.Backend, Pool: n.Pool, Prefixes: append([]netip.Prefix{}, n.Prefixes...), Own: own,
-			Synced: now.synced[n.Name], Masquerade: now.masquerade[n.Name], Reason: n.Why,
+			Synced: now.synced[n.Name], Masquerade: now.masquerade[n.Name], Reason: lacking(n),
 		})
 	}
 	for _, o := range now.snapshot.Odd {

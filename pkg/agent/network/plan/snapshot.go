@@ -74,6 +74,18 @@ type Odd struct {
 	Why   string
 }
 
+// String says it for people.
+func (o Odd) String() string {
+	what := "network " + o.Network
+	switch {
+	case o.Block.IsValid():
+		what = "block " + o.Block.String()
+	case o.Node != "":
+		what = "node " + string(o.Node)
+	}
+	return what + ": " + o.Why
+}
+
 // Network returns the network of a name, if it is followed.
 func (s *Snapshot) Network(name string) (Network, bool) {
 	i, ok := slices.BinarySearchFunc(s.Networks, name, func(n Network, name string) int { return cmp.Compare(n.Name, name) })
