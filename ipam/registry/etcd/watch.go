@@ -16,9 +16,10 @@ import (
 )
 
 const (
-	// rush is how many answers within a second are too many. etcd tells each
-	// watcher of each change in a message of its own as long as the watcher keeps
-	// up: when a thousand agents start, each makes some changes, that is millions.
+	// rush is how many answers within a second are too many, or changes in one
+	// answer. etcd tells each watcher of each change in a message of its own as
+	// long as the watcher keeps up: when a thousand agents start, each makes some
+	// changes, that is millions.
 	rush = 20
 	// calm is how few changes a second end a rush.
 	calm = 8
@@ -88,8 +89,15 @@ func (w *watcher) watch(ctx context.Context) error {
 			case len(r.Events) == 0:
 				continue
 			}
+			rushed := w.rushed(len(r.Events))
+			if rushed {
+				cancel() // or more comes one by one while this is told
+			}
 			if err := w.tell(r.Events); err != nil {
 				return err
+			}
+			if rushed {
+				return errRush
 			}
 		case <-w.check.C:
 			l, err := w.List(ctx, w.prefix+"\x00") // no key is below this
@@ -114,20 +122,25 @@ func (w *watcher) tell(events []*clientv3.Event) error {
 		return err
 	}
 	w.after = max(w.after, b.Rev)
+	return nil
+}
+
+// rushed reports, of an answer with some changes, whether it is time for a rest.
+func (w *watcher) rushed(changes int) bool {
 	now, rate := time.Now(), 0.0
 	if w.rest > 0 {
-		rate = float64(len(events)) / now.Sub(w.began).Seconds()
+		rate = float64(changes) / now.Sub(w.began).Seconds()
 	} else if now.Sub(w.since) > time.Second {
 		w.since, w.answers = now, 0
 	}
 	w.answers++
-	if rate <= calm && w.answers <= rush {
+	if rate <= calm && w.answers <= rush && changes <= rush {
 		w.rest = 0
-		return nil
+		return false
 	}
 	w.answers = 0
 	w.rest = min(max(time.Duration(rate*float64(each)), shortest), longest)
-	return errRush
+	return true
 }
 
 func changed(e *clientv3.Event) registry.Item {
