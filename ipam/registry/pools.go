@@ -286,7 +286,7 @@ func (r Registry) vacated(ctx context.Context, p record.Pool) (v *View, used, er
 func (v *View) users(p record.Pool) error {
 	e := &InUseError{What: fmt.Sprintf("pool %q", p.Name), By: make(map[lease.Node]int), Names: v.names()}
 	for _, s := range v.Blocks[p.UUID] {
-		for n, count := range s.Block.Nodes() {
+		for n, count := range p.Nodes(s.Block) {
 			e.By[n] += count
 		}
 	}

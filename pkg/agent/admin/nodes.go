@@ -56,8 +56,13 @@ func leasedByNode(v *registry.View) map[lease.Node]map[string]int {
 		know(n)
 	}
 	for pool, blocks := range v.Blocks {
+		p, known := v.Pool(pool)
 		for _, s := range blocks {
-			for n, count := range s.Block.Nodes() {
+			counts := s.Block.Nodes()
+			if known {
+				counts = p.Value.Nodes(s.Block)
+			}
+			for n, count := range counts {
 				know(n)
 				out[n][pool] += count
 			}
