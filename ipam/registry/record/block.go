@@ -10,6 +10,9 @@ import (
 	"github.com/underlay-cni/underlay/ipam/lease"
 )
 
+// MaxBlockBits limits a block to 1<<MaxBlockBits addresses.
+const MaxBlockBits = lease.MaxBits
+
 type blockWire struct {
 	Version int                        `json:"version"`
 	CIDR    string                     `json:"cidr"`

@@ -62,6 +62,16 @@ func TestScripts(t *testing.T) {
 			"odd": func(ts *testscript.TestScript, _ bool, args []string) {
 				worldOf(ts).store.Put(record.Prefix+args[0], []byte(`{"version":2}`))
 			},
+			// rig has changes of the folder fail on their way, or their answers get lost.
+			"rig": func(ts *testscript.TestScript, _ bool, args []string) {
+				fault := map[string]memstore.Fault{"fail": memstore.Fail, "lose": memstore.Lose}[args[0]]
+				worldOf(ts).store.Rig(func(r memstore.Request) memstore.Fault {
+					if r.Kind == "swap" && strings.HasPrefix(r.Key, record.Prefix+args[1]) {
+						return fault
+					}
+					return memstore.Deliver
+				})
+			},
 			// cut keeps all requests from the registry.
 			"cut": func(ts *testscript.TestScript, _ bool, _ []string) {
 				worldOf(ts).store.Rig(func(memstore.Request) memstore.Fault { return memstore.Fail })
@@ -237,6 +247,9 @@ func TestUsage(t *testing.T) {
 		{"pool show a --kind flat", `--kind: "flat"`},
 		{"pool updat a", "did you mean update?"},
 		{"network show", "accepts 1 arg"},
+		{"network import", "needs a command"},
+		{"network import flannel", "accepts 1 arg"},
+		{"network import flanel x", "did you mean flannel?"},
 		{"tenant quota red", "accepts 2 arg"},
 		{"tenant quota red many", `"many" is not a number of addresses`},
 		{"tenant quota red -- -1", `"-1" is not a number of addresses`},
