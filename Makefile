@@ -29,9 +29,10 @@ INSTALL := \
 # checkout, say). Then the binaries go without a version.
 VCS = $(shell git status >/dev/null 2>&1 || echo -buildvcs=false)
 
-# A plugin runs for milliseconds, most of them in the kernel. Inlining its own
-# functions makes it larger and no faster.
-SMALL := -gcflags='$(MODULE)/...=-l'
+# A plugin runs for milliseconds, most of them in the kernel and on the disk.
+# Inlining its own functions, or those of what it is made of, makes it larger
+# and no faster.
+SMALL := $(foreach p,$(MODULE) go.etcd.io/bbolt github.com/containernetworking github.com/vishvananda,-gcflags='$(p)/...=-l')
 
 section = printf '\n== %s ==\n' "$(1)"
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/underlay-cni/underlay/e2e/bench/peers"
 	"github.com/underlay-cni/underlay/e2e/binaries"
 )
 
@@ -80,7 +81,7 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	var complaint strings.Builder
-	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "-bin", dir, "-rounds", "1", "-run", "one|many|ipvlan", "-json")
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "-bin", dir, "-rounds", "1", "-run", "one|many|peers|ipvlan", "-json")
 	cmd.Stderr = &complaint
 	out, err := cmd.Output()
 	if err != nil {
@@ -98,13 +99,16 @@ func TestRun(t *testing.T) {
 	}
 	// 5 variants, of ipvlan 2; ADD and DEL.
 	want := map[string]int{sectionOne: 10, sectionMany: 10, sectionIpvlan: 4}
+	for _, row := range peers.Rows(false) {
+		want[row.Section]++
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("series with results (-want +got):\n%s", diff)
 	}
 	if report.Guest == "" || report.Guest == report.Machine.Kernel {
 		t.Errorf("the guest's kernel is %q, the machine's %q", report.Guest, report.Machine.Kernel)
 	}
-	if len(report.Budgets) < 5+len(report.Sizes) {
+	if len(report.Budgets) < 5+6+len(report.Sizes) {
 		t.Errorf("%d budgets were judged", len(report.Budgets))
 	}
 }

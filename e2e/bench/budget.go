@@ -48,6 +48,7 @@ func (r *Report) judge() []Budget {
 	}
 
 	r.judgeAgent(judge)
+	r.judgeNetwork(judge)
 	r.judgeCrowd(judge)
 	with, without := r.find(sectionScale, oursIPAM, "ADD"), r.find(sectionScale, oursNoIPAM, "ADD")
 	if with != nil && without != nil {

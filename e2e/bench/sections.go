@@ -37,6 +37,7 @@ func (o options) wanted(guest bool) (wanted []section) {
 		{"ipv6", false, (*bench).ipv6},
 		{"held", false, (*bench).held},
 		{"agent", false, (*bench).agent},
+		{"peers", false, (*bench).peers},
 		{"scale", false, (*bench).scaled},
 		{"crowd", false, (*bench).crowd},
 		{"ipvlan", true, (*bench).ipvlan},

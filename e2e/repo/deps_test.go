@@ -31,6 +31,8 @@ var rooms = []struct {
 	{"pkg/forward", []string{"pkg/netns"}, "a kernel door"},
 	{"pkg/static", []string{"pkg/link", "pkg/forward", "pkg/nft/drop", "pkg/flock"},
 		"routes and rules of plugins, made by what they link already: the reconcilers are more than a plugin has room for"},
+	{"pkg/vxlan", []string{"pkg/link", "pkg/neigh", "pkg/route", "pkg/netns"}, "devices, and what leads to peers through them"},
+	{"pkg/hostnet", []string{"pkg/nlsock", "pkg/netns", "pkg/forward"}, "a kernel door, for reading what of the host's network is not ours"},
 	{"pkg/arp", []string{"pkg/netns"}, "a kernel door"},
 	{"pkg/netns", []string{"pkg/flock"}, "the lowest kernel door"},
 	{"pkg/flock", nil, "one system call, which the kernel's side and the disk's wait with"},
@@ -38,7 +40,7 @@ var rooms = []struct {
 	{"pkg/digest", nil, "names are made everywhere"},
 	{"pkg/cli", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/registry/record", "pkg/link", "pkg/netns", "pkg/agent/api"},
 		"commands show and repair what the ledger holds, through the agent when that has it open; the registry is the agent's alone"},
-	{"pkg/agent", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry", "ipam/registry/record", "pkg/agent/api", "pkg/arp", "pkg/link", "pkg/netns"},
+	{"pkg/agent", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry", "ipam/registry/record", "pkg/agent/api", "pkg/arp", "pkg/hostnet", "pkg/link", "pkg/netns", "pkg/nft", "pkg/nft/drop", "pkg/reconcile", "pkg/route"},
 		"the agent serves the domain; attachments are the plugins'"},
 	{"pkg/agent/api", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry/record"},
 		"documents and a client, for other programs too: nothing of the agent behind them"},
@@ -49,8 +51,10 @@ var rooms = []struct {
 	{"ipam/registry/record", []string{"ipam", "ipam/lease"}, "the form of the values is that of the Admin API's documents too: no store comes with it"},
 	{"ipam/client", []string{"ipam", "ipam/ledger"}, "a plugin's way to the ledger"},
 	{"ipam/plugin", []string{"pkg/cni", "ipam", "ipam/client"}, "IPAM behind the CNI contract"},
-	{"e2e", []string{"e2e", "e2e/crowd", "ipam", "ipam/ledger", "ipam/client", "pkg/agent/api"},
+	{"e2e", []string{"e2e", "e2e/bench/peers", "e2e/crowd", "ipam", "ipam/ledger", "ipam/client", "pkg/agent/api"},
 		"black box: the programs are run, and agents asked as any program may; only the ledger is filled and checked from inside, and the benchmark is many plugins at once"},
+	{"e2e/bench/peers", []string{"pkg/netns", "pkg/reconcile", "pkg/route", "pkg/neigh"},
+		"how fast the kernel's tables fill is measured at their doors, without an agent"},
 	{"e2e/crowd", []string{"ipam", "ipam/ledger", "ipam/lease", "ipam/registry", "ipam/registry/record", "pkg/agent"},
 		"a thousand agents fit into one machine only as tasks of one process"},
 }
@@ -122,7 +126,7 @@ func TestDoors(t *testing.T) {
 		rooms []string
 		why   string
 	}{
-		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/nlsock", "pkg/route", "pkg/neigh"},
+		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/nlsock", "pkg/route", "pkg/neigh", "pkg/vxlan", "pkg/hostnet"},
 			"kernel objects are made, read and undone in one place each"},
 		{"sigs.k8s.io/knftables", []string{"pkg/nft"}, "one table, written in one place; a plugin that masquerades pays for it with a start of nft"},
 		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},

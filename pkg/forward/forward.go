@@ -18,21 +18,35 @@ import (
 // sysctls is where the kernel has them.
 const sysctls = "/proc/sys"
 
-// tree is a folder of sysctls.
-type tree string
+// tree is a folder of sysctls, and what was changed in it.
+type tree struct {
+	root    string
+	changed []string
+}
+
+// By forwards what comes in by an interface: IPv4 and, with six, IPv6 as IPv6
+// does. Changed are the keys that had another value, for people.
+func By(name string, six bool) (changed []string, err error) {
+	t := tree{root: sysctls}
+	err = t.ipv4([]string{name})
+	if six {
+		err = errors.Join(err, t.ipv6([]string{name}))
+	}
+	return t.changed, err
+}
 
 // IPv4 forwards what comes in by the interfaces.
-func IPv4(names ...string) error { return tree(sysctls).ipv4(names) }
+func IPv4(names ...string) error { return (&tree{root: sysctls}).ipv4(names) }
 
 // IPv6 forwards what comes in by the interfaces. A kernel before 6.17 can do so
 // for all interfaces only; those that take router advertisements are told to go
 // on with it then, which a router does not do by itself.
-func IPv6(names ...string) error { return tree(sysctls).ipv6(names) }
+func IPv6(names ...string) error { return (&tree{root: sysctls}).ipv6(names) }
 
 // Deaf has an interface take no router advertisements: on one that leads to a
 // container they would be the container's. A kernel without IPv6 takes none.
 func Deaf(name string) error {
-	err := tree(sysctls).set("net/ipv6/conf/"+name+"/accept_ra", "0")
+	err := (&tree{root: sysctls}).set("net/ipv6/conf/"+name+"/accept_ra", "0")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -41,10 +55,10 @@ func Deaf(name string) error {
 
 // HaveIPv6 switches IPv6 on where the host's default is off.
 func HaveIPv6(name string) error {
-	return tree(sysctls).set("net/ipv6/conf/"+name+"/disable_ipv6", "0")
+	return (&tree{root: sysctls}).set("net/ipv6/conf/"+name+"/disable_ipv6", "0")
 }
 
-func (t tree) ipv4(names []string) error {
+func (t *tree) ipv4(names []string) error {
 	var errs []error
 	for _, name := range names {
 		errs = append(errs, t.set("net/ipv4/conf/"+name+"/forwarding", "1"))
@@ -52,7 +66,7 @@ func (t tree) ipv4(names []string) error {
 	return errors.Join(errs...)
 }
 
-func (t tree) ipv6(names []string) error {
+func (t *tree) ipv6(names []string) error {
 	const conf = "net/ipv6/conf/"
 	var errs []error
 	for _, name := range names {
@@ -65,7 +79,7 @@ func (t tree) ipv6(names []string) error {
 	return errors.Join(errs...)
 }
 
-func (t tree) ipv6All() error {
+func (t *tree) ipv6All() error {
 	const conf = "net/ipv6/conf/"
 	all, err := t.get(conf + "all/forwarding")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -74,7 +88,7 @@ func (t tree) ipv6All() error {
 	if err != nil || all != "0" {
 		return err
 	}
-	keys, err := filepath.Glob(filepath.Join(string(t), conf, "*", "accept_ra"))
+	keys, err := filepath.Glob(filepath.Join(t.root, conf, "*", "accept_ra"))
 	if err != nil {
 		return err
 	}
@@ -98,12 +112,12 @@ func (t tree) ipv6All() error {
 	return t.set(conf+"all/forwarding", "1")
 }
 
-func (t tree) get(key string) (string, error) {
-	text, err := os.ReadFile(filepath.Join(string(t), key))
+func (t *tree) get(key string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(t.root, key))
 	return strings.TrimSpace(string(text)), err
 }
 
-func (t tree) set(key, value string) error {
+func (t *tree) set(key, value string) error {
 	have, err := t.get(key)
 	if err != nil {
 		return fmt.Errorf("sysctl: %w", err)
@@ -111,8 +125,9 @@ func (t tree) set(key, value string) error {
 	if have == value {
 		return nil
 	}
-	if t == sysctls {
+	t.changed = append(t.changed, key+"="+value)
+	if t.root == sysctls {
 		return netns.Sysctl(key, value)
 	}
-	return os.WriteFile(filepath.Join(string(t), key), []byte(value), 0o600)
+	return os.WriteFile(filepath.Join(t.root, key), []byte(value), 0o600)
 }

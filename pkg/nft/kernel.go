@@ -156,6 +156,27 @@ func (h *host) Watch(ctx context.Context, heard func(reconcile.News)) error {
 	}, func() { heard(reconcile.Around) })
 }
 
+// WatchDrops calls heard whenever package drop may find others than before, until
+// ctx ends. Of legacy iptables nothing is heard.
+func WatchDrops(ctx context.Context, n *netns.NS, heard func()) error {
+	fd := -1
+	if n != nil {
+		fd = n.Fd()
+	}
+	w, err := nlsock.Watch(fd, unix.NETLINK_NETFILTER, groupNFTables)
+	if err != nil {
+		return err
+	}
+	return w.Listen(ctx, func(m nlsock.Message) {
+		switch int(m.Type) - unix.NFNL_SUBSYS_NFTABLES<<8 {
+		case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+			if !concerns(m) {
+				heard()
+			}
+		}
+	}, heard)
+}
+
 // concerns reports whether a message is about our table. All of them name a
 // table in attribute 1 (linux/netfilter/nf_tables.h), but that a transaction is
 // over, which others' are too.

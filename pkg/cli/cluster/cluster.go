@@ -38,7 +38,7 @@ type Commands struct {
 // Nouns are those that are only here; the verbs of Pool belong to a noun that
 // has others.
 func (c Commands) Nouns() []*cobra.Command {
-	return []*cobra.Command{c.lease(), c.network(), c.node(), c.registry(), c.tenant()}
+	return []*cobra.Command{c.lease(), c.network(), c.node(), c.peer(), c.registry(), c.tenant()}
 }
 
 func (c Commands) print(cmd *cobra.Command, v any, people func(*term.Table)) error {
@@ -57,6 +57,7 @@ func (c Commands) ask(cmd *cobra.Command, f func(context.Context, *api.Client) e
 // Advise adds to an error of the agent in runDir what to do next.
 func Advise(err error, runDir string) error {
 	switch socket := filepath.Join(runDir, api.SocketName); {
+	case term.HasHint(err): // who asked knows better
 	case errors.Is(err, api.ErrNoAgent):
 		return term.Hint(fmt.Errorf("%w: nobody listens on %q", api.ErrNoAgent, socket), "the registry is the agent's: start underlayd; --run-dir names another folder")
 	case errors.Is(err, fs.ErrPermission):

@@ -21,6 +21,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/registry/memstore"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/admin"
+	"github.com/underlay-cni/underlay/pkg/agent/api"
 	"github.com/underlay-cni/underlay/pkg/cli"
 )
 
@@ -60,6 +61,16 @@ func TestScripts(t *testing.T) {
 			// odd puts a value into the registry that cannot be read.
 			"odd": func(ts *testscript.TestScript, _ bool, args []string) {
 				worldOf(ts).store.Put(record.Prefix+args[0], []byte(`{"version":2}`))
+			},
+			// rig has changes of the folder fail on their way, or their answers get lost.
+			"rig": func(ts *testscript.TestScript, _ bool, args []string) {
+				fault := map[string]memstore.Fault{"fail": memstore.Fail, "lose": memstore.Lose}[args[0]]
+				worldOf(ts).store.Rig(func(r memstore.Request) memstore.Fault {
+					if r.Kind == "swap" && strings.HasPrefix(r.Key, record.Prefix+args[1]) {
+						return fault
+					}
+					return memstore.Deliver
+				})
 			},
 			// cut keeps all requests from the registry.
 			"cut": func(ts *testscript.TestScript, _ bool, _ []string) {
@@ -165,6 +176,7 @@ func (w *world) start(cluster bool) error {
 	}
 	if cluster {
 		conf.Cluster = func() (registry.Registry, error) { return w.registry(), nil }
+		conf.Networks = routed{}
 	}
 	server, err := admin.New(conf)
 	if err != nil {
@@ -194,6 +206,31 @@ func (w *world) stop() (err error) {
 	return err
 }
 
+// routed is a node that reaches one of two peers, and has a firewall.
+type routed struct{}
+
+func (routed) Peers(network string) []api.Peer {
+	if network == "nosuch" {
+		return []api.Peer{}
+	}
+	return []api.Peer{
+		{Network: "pods", NodeName: api.NodeName{Node: string(n2), Name: "n2"}, Address: netip.MustParseAddr("192.0.2.2"), Dev: "eth1",
+			Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.0.64/26"), netip.MustParsePrefix("10.5.1.0/26")}, State: api.PeerDirect},
+		{Network: "pods", NodeName: api.NodeName{Node: podsUUID}, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.2.0/26")},
+			State: api.PeerUnreachable, Reason: "198.51.100.7 is on no subnet that this node is on"},
+	}
+}
+
+func (routed) Routing() api.Routing {
+	return api.Routing{
+		Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+		Networks: []api.RoutingNetwork{{Name: "pods", Backend: "hostgw", Pool: "pods", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.0.0/16")},
+			Own: []netip.Prefix{netip.MustParsePrefix("10.5.0.0/26")}, Synced: true}},
+		Drops:   []api.ForwardDrop{{Chain: "ip filter FORWARD (nft)", Command: "iptables-nft -I DOCKER-USER -j ACCEPT"}},
+		Skipped: []api.SkippedRecord{{Network: "pods", Node: string(n2), Block: netip.MustParsePrefix("10.5.3.0/26"), Reason: "version 2"}},
+	}
+}
+
 // TestUsage: what the command line itself says wrong is told before any agent
 // is asked.
 func TestUsage(t *testing.T) {
@@ -210,6 +247,9 @@ func TestUsage(t *testing.T) {
 		{"pool show a --kind flat", `--kind: "flat"`},
 		{"pool updat a", "did you mean update?"},
 		{"network show", "accepts 1 arg"},
+		{"network import", "needs a command"},
+		{"network import flannel", "accepts 1 arg"},
+		{"network import flanel x", "did you mean flannel?"},
 		{"tenant quota red", "accepts 2 arg"},
 		{"tenant quota red many", `"many" is not a number of addresses`},
 		{"tenant quota red -- -1", `"-1" is not a number of addresses`},
