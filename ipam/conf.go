@@ -99,7 +99,7 @@ func (c *Config) loadPool(w configWire, network string, extra [][]json.RawMessag
 		if err := c.loadTimes(w); err != nil {
 			return err
 		}
-		return c.loadSets(w, extra)
+		return c.loadSets(w, extra, false)
 	}
 	if err := CheckName("ipam.pool", w.Pool); err != nil {
 		return err
@@ -178,7 +178,7 @@ func loadDuration(place, s string, def time.Duration) (time.Duration, error) {
 	return d, nil
 }
 
-func (c *Config) loadSets(w configWire, extra [][]json.RawMessage) error {
+func (c *Config) loadSets(w configWire, extra [][]json.RawMessage, routed bool) error {
 	var places [][]string
 	add := func(list string, sets [][]json.RawMessage) error {
 		for i, raws := range sets {
@@ -191,7 +191,7 @@ func (c *Config) loadSets(w configWire, extra [][]json.RawMessage) error {
 				if err := decodeStrict(raw, place, &rw, "ipRange"); err != nil {
 					return err
 				}
-				r, err := loadRange(rw, place)
+				r, err := loadRange(rw, place, routed)
 				if err != nil {
 					return err
 				}
@@ -212,7 +212,7 @@ func (c *Config) loadSets(w configWire, extra [][]json.RawMessage) error {
 	}
 	inline := rangeWire{w.Subnet, w.RangeStart, w.RangeEnd, w.Gateway, w.Exclude}
 	if w.Subnet != "" {
-		r, err := loadRange(inline, "ipam")
+		r, err := loadRange(inline, "ipam", routed)
 		if err != nil {
 			return err
 		}

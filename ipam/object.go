@@ -11,10 +11,11 @@ import (
 func DecodeObject(data []byte, place string, v any) error { return decodeStrict(data, place, v) }
 
 // LoadRanges checks range sets in the shape that Config has them in, and that
-// they do not overlap. Errors are *FieldError with the place from `ranges` on.
-func LoadRanges(ranges [][]json.RawMessage) ([]RangeSet, error) {
+// they do not overlap. Those of a routed pool have no gateway, and are still to
+// be cut into blocks. Errors are *FieldError with the place from `ranges` on.
+func LoadRanges(ranges [][]json.RawMessage, routed bool) ([]RangeSet, error) {
 	var c Config
-	if err := c.loadSets(configWire{Ranges: ranges}, nil); err != nil {
+	if err := c.loadSets(configWire{Ranges: ranges}, nil, routed); err != nil {
 		if fe, ok := err.(*FieldError); ok {
 			fe.Place = strings.TrimPrefix(fe.Place, "ipam.")
 		}

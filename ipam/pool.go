@@ -63,6 +63,19 @@ func (p Pool) Find(a netip.Addr) (Range, bool) {
 	return Range{}, false
 }
 
+// Refusal says what an address is that no range set gives out: "the gateway of
+// 10.5.0.0/24".
+func (p Pool) Refusal(a netip.Addr) string {
+	for _, s := range p.Sets {
+		for _, r := range s {
+			if why := r.refusal(a); why != "" {
+				return why
+			}
+		}
+	}
+	return fmt.Sprintf("outside of the ranges of pool %q", p.Name)
+}
+
 // Rest is how long an address of the pool cools after its owner released it.
 func (p Pool) Rest(owner string) time.Duration {
 	if p.Sticky != NotSticky && owner != "" {
@@ -127,6 +140,9 @@ type Range struct {
 	Gateway netip.Addr `json:"gateway,omitzero"`
 	// Exclude is sorted, without overlaps, and lists the gateway too.
 	Exclude []Interval `json:"exclude,omitempty"`
+	// BlockBits is the prefix length of a routed pool's blocks, each of which is a
+	// subnet of its own: see RangeSet.Cut. 0: the subnet is that of one link.
+	BlockBits int `json:"blockPrefix,omitempty"`
 }
 
 // excluded returns the exclusion that a lies in.
@@ -152,7 +168,7 @@ func (r Range) Usable(a netip.Addr) bool {
 		return false
 	}
 	_, ex := r.excluded(a)
-	return !ex
+	return !ex && !r.keeps(a)
 }
 
 // RangeSet is a list of ranges of one address family that do not overlap.
@@ -173,15 +189,19 @@ func (s RangeSet) Is4() bool { return len(s) > 0 && s[0].First.Is4() }
 
 // Size counts the usable addresses, saturating at 1<<63-1.
 func (s RangeSet) Size() uint64 {
+	return s.count(func(r Range) Interval { return r.Interval })
+}
+
+// Within counts the usable addresses of a prefix, in the same way.
+func (s RangeSet) Within(p netip.Prefix) uint64 {
+	all := Interval{p.Addr(), lastOf(p)}
+	return s.count(func(Range) Interval { return all })
+}
+
+func (s RangeSet) count(of func(Range) Interval) uint64 {
 	var n uint64
 	for _, r := range s {
-		k := r.size()
-		for _, x := range r.Exclude {
-			if k != math.MaxInt64 {
-				k -= x.size()
-			}
-		}
-		if n += k; n >= math.MaxInt64 {
+		if n += r.count(of(r)); n >= math.MaxInt64 {
 			return math.MaxInt64
 		}
 	}
@@ -229,16 +249,35 @@ func (s RangeSet) Next(after netip.Addr, taken func(netip.Addr) (last netip.Addr
 
 // next finds the first free address from a to last.
 func (r Range) next(a, last netip.Addr, taken func(netip.Addr) (netip.Addr, bool)) (netip.Addr, bool) {
-	for a.IsValid() && a.Compare(last) <= 0 {
-		if x, ex := r.excluded(a); ex {
-			a = x.Last.Next()
-			continue
+	for a.IsValid() {
+		at, ok := r.From(a)
+		if !ok || last.Less(at) {
+			break
 		}
-		end, yes := taken(a)
+		end, yes := taken(at)
 		if !yes {
-			return a, true
+			return at, true
 		}
 		a = end.Next()
+	}
+	return netip.Addr{}, false
+}
+
+// From returns the first usable address from a on.
+func (r Range) From(a netip.Addr) (_ netip.Addr, ok bool) {
+	if a.Less(r.First) {
+		a = r.First
+	}
+	for a.IsValid() && a.Compare(r.Last) <= 0 {
+		x, ex := r.excluded(a)
+		switch {
+		case ex:
+			a = x.Last.Next()
+		case r.keeps(a):
+			a = a.Next()
+		default:
+			return a, true
+		}
 	}
 	return netip.Addr{}, false
 }

@@ -1,7 +1,9 @@
 package ipam
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -9,8 +11,9 @@ import (
 
 // loadRange checks a range and fills in what it leaves out: the bounds are
 // the subnet's usable hosts, the gateway its first address where the subnet
-// has room for one (as host-local has it).
-func loadRange(w rangeWire, place string) (Range, error) {
+// has room for one (as host-local has it). A routed one has a gateway in each
+// block instead.
+func loadRange(w rangeWire, place string, routed bool) (Range, error) {
 	if w.Subnet == "" {
 		return Range{}, fieldErrorf(place+".subnet", "is missing")
 	}
@@ -38,6 +41,9 @@ func loadRange(w rangeWire, place string) (Range, error) {
 	if r.Last.Less(r.First) {
 		return Range{}, fieldErrorf(place+".rangeEnd", "%s comes before rangeStart %s", r.Last, r.First)
 	}
+	if w.Gateway != "" && routed {
+		return Range{}, fieldErrorf(place+".gateway", "%s has no meaning in a routed pool, where the first usable address of each block is its gateway; leave it out", w.Gateway)
+	}
 	if w.Gateway != "" {
 		if r.Gateway, err = loadAddr(place+".gateway", w.Gateway); err != nil {
 			return Range{}, err
@@ -45,7 +51,7 @@ func loadRange(w rangeWire, place string) (Range, error) {
 		if !subnet.Contains(r.Gateway) {
 			return Range{}, fieldErrorf(place+".gateway", "%s is outside %s", r.Gateway, subnet)
 		}
-	} else if subnet.Addr().BitLen()-subnet.Bits() > 1 {
+	} else if subnet.Addr().BitLen()-subnet.Bits() > 1 && !routed {
 		r.Gateway = hosts.First
 	}
 	if r.Exclude, err = exclusions(w.Exclude, place+".exclude", r); err != nil {
@@ -111,13 +117,7 @@ func exclusions(list []string, place string, r Range) ([]Interval, error) {
 		if !x.overlaps(r.Interval) {
 			return
 		}
-		if x.First.Less(r.First) {
-			x.First = r.First
-		}
-		if r.Last.Less(x.Last) {
-			x.Last = r.Last
-		}
-		out = append(out, x)
+		out = append(out, x.clip(r.Interval))
 	}
 	for i, s := range list {
 		x, err := loadInterval(fmt.Sprintf("%s[%d]", place, i), s)
@@ -146,6 +146,17 @@ func exclusions(list []string, place string, r Range) ([]Interval, error) {
 	return merged, nil
 }
 
+// clip is what two intervals have in common, which must be something.
+func (i Interval) clip(o Interval) Interval {
+	if i.First.Less(o.First) {
+		i.First = o.First
+	}
+	if o.Last.Less(i.Last) {
+		i.Last = o.Last
+	}
+	return i
+}
+
 func loadInterval(place, s string) (Interval, error) {
 	if p, err := netip.ParsePrefix(s); err == nil {
 		p = p.Masked()
@@ -164,4 +175,111 @@ func loadInterval(place, s string) (Interval, error) {
 		return Interval{}, fieldErrorf(place, "%q ends before it begins", s)
 	}
 	return Interval{a.Unmap(), b.Unmap()}, nil
+}
+
+// Cut makes of a range set that of a routed pool: each block of a prefix length
+// is a subnet of its own, with the first usable address as its gateway. That one,
+// the address before it (network, or subnet-router anycast) and, of IPv4, the
+// last one (broadcast) are given to nobody.
+func (s RangeSet) Cut(bits int) RangeSet {
+	out := slices.Clone(s)
+	for i := range out {
+		out[i].BlockBits = bits
+	}
+	return out
+}
+
+// Address is what an attachment is told of its address.
+func (r Range) Address(a netip.Addr) Address {
+	if r.BlockBits == 0 {
+		return Address{Prefix: netip.PrefixFrom(a, r.Subnet.Bits()), Gateway: r.Gateway}
+	}
+	p := netip.PrefixFrom(a, r.BlockBits)
+	return Address{Prefix: p, Gateway: p.Masked().Addr().Next()}
+}
+
+// offset is the number of an address in its block, and how many that has; 0 for
+// a range without blocks, or with some that Cut was not to make.
+func (r Range) offset(a netip.Addr) (n, size uint64) {
+	host := a.BitLen() - r.BlockBits
+	if r.BlockBits == 0 || host < 2 || host > 62 {
+		return 0, 0
+	}
+	b := a.As16()
+	size = 1 << host
+	return binary.BigEndian.Uint64(b[8:]) & (size - 1), size
+}
+
+// keeps reports whether a block has the address to itself.
+func (r Range) keeps(a netip.Addr) bool {
+	n, size := r.offset(a)
+	return size > 0 && (n < 2 || a.Is4() && n == size-1)
+}
+
+// count counts the usable addresses of an interval, saturating at 1<<63-1.
+func (r Range) count(x Interval) uint64 {
+	if !x.overlaps(r.Interval) {
+		return 0
+	}
+	x = x.clip(r.Interval)
+	n := r.unkept(x)
+	for _, e := range r.Exclude {
+		if n != math.MaxInt64 && e.overlaps(x) {
+			n -= r.unkept(e.clip(x))
+		}
+	}
+	return n
+}
+
+// unkept counts the addresses that no block has to itself.
+func (r Range) unkept(x Interval) uint64 {
+	n := x.size()
+	first, size := r.offset(x.First)
+	if size == 0 || n == math.MaxInt64 {
+		return n
+	}
+	kept := []uint64{0, 1}
+	if x.First.Is4() {
+		kept = append(kept, size-1)
+	}
+	last := first + n - 1 // in the count that begins with the first block
+	for _, k := range kept {
+		if k <= last%size {
+			n--
+		}
+		n -= last / size
+		if k < first {
+			n++
+		}
+	}
+	return n
+}
+
+// refusal says why the range does not give out an address of its subnet, "" if
+// it does or is not about it.
+func (r Range) refusal(a netip.Addr) string {
+	_, ex := r.excluded(a)
+	switch block := netip.PrefixFrom(a, r.BlockBits).Masked(); {
+	case a == r.Gateway:
+		return fmt.Sprintf("the gateway of %s", r.Subnet)
+	case r.Subnet.Contains(a) && r.keeps(a):
+		return keptAs(a, block)
+	case r.Contains(a) && ex:
+		return fmt.Sprintf("excluded from %s", r.Interval)
+	}
+	return ""
+}
+
+// keptAs says what a block has an address for.
+func keptAs(a netip.Addr, block netip.Prefix) string {
+	gateway, what := block.Addr().Next(), "broadcast"
+	switch {
+	case a == gateway:
+		return fmt.Sprintf("the gateway of block %s", block)
+	case a == block.Addr() && a.Is4():
+		what = "network"
+	case a == block.Addr():
+		what = "subnet-router anycast"
+	}
+	return fmt.Sprintf("the %s address of block %s, whose gateway is %s", what, block, gateway)
 }

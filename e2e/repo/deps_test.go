@@ -24,7 +24,9 @@ var rooms = []struct {
 	{"pkg/reconcile", nil, "how things are kept as they are wanted, whatever they are: no kernel, no libraries"},
 	{"pkg/route", []string{"pkg/reconcile", "pkg/nlsock", "pkg/netns"}, "a kernel door, which only says what a route is"},
 	{"pkg/neigh", []string{"pkg/reconcile", "pkg/nlsock", "pkg/netns"}, "a kernel door, which only says what a neighbour and an FDB entry are"},
+	{"pkg/vxlan", []string{"pkg/link", "pkg/neigh", "pkg/route", "pkg/netns"}, "devices, and what leads to peers through them"},
 	{"pkg/nft", []string{"pkg/reconcile", "pkg/nlsock", "pkg/netns"}, "a kernel door, whose table is one object"},
+	{"pkg/hostnet", []string{"pkg/nlsock", "pkg/netns"}, "a kernel door, for reading what of the host's network is not ours"},
 	{"pkg/arp", []string{"pkg/netns"}, "a kernel door"},
 	{"pkg/netns", []string{"pkg/flock"}, "the lowest kernel door"},
 	{"pkg/flock", nil, "one system call, which the kernel's side and the disk's wait with"},
@@ -32,7 +34,7 @@ var rooms = []struct {
 	{"pkg/digest", nil, "names are made everywhere"},
 	{"pkg/cli", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/registry/record", "pkg/link", "pkg/netns", "pkg/agent/api"},
 		"commands show and repair what the ledger holds, through the agent when that has it open; the registry is the agent's alone"},
-	{"pkg/agent", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry", "ipam/registry/record", "pkg/agent/api", "pkg/arp", "pkg/link", "pkg/netns"},
+	{"pkg/agent", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry", "ipam/registry/record", "pkg/agent/api", "pkg/arp", "pkg/hostnet", "pkg/link", "pkg/netns", "pkg/nft", "pkg/reconcile", "pkg/route"},
 		"the agent serves the domain; attachments are the plugins'"},
 	{"pkg/agent/api", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry/record"},
 		"documents and a client, for other programs too: nothing of the agent behind them"},
@@ -118,7 +120,7 @@ func TestDoors(t *testing.T) {
 		rooms []string
 		why   string
 	}{
-		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/nlsock", "pkg/route", "pkg/neigh"},
+		{"github.com/vishvananda/netlink", []string{"pkg/link", "pkg/nlsock", "pkg/route", "pkg/neigh", "pkg/vxlan", "pkg/hostnet"},
 			"kernel objects are made, read and undone in one place each"},
 		{"sigs.k8s.io/knftables", []string{"pkg/nft"}, "one table, written in one place; a plugin that masquerades pays for it with a start of nft"},
 		{"go.etcd.io/bbolt", []string{"ipam/ledger"}, "what is durable is decided in one place"},

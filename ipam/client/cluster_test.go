@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/underlay-cni/underlay/ipam"
@@ -232,5 +233,49 @@ func TestResultOfCluster(t *testing.T) {
 	says(t, "unconfirmed", err, "start underlayd")
 	if !errors.Is(err, ledger.ErrUnconfirmed) {
 		t.Errorf("%v is not ErrUnconfirmed", err)
+	}
+}
+
+// TestResultOfRouted: of a routed pool the result has the address with its block,
+// and the gateway there.
+func TestResultOfRouted(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	c := New(filepath.Join(dir, "data"), filepath.Join(dir, "run"))
+	l := opened(t, c)
+	me, err := l.Node()
+	pods, block := red(t), netip.MustParsePrefix("10.9.0.8/29")
+	pods.Sets = []ipam.RangeSet{pods.Sets[0].Cut(block.Bits())}
+	_, lerr := l.Learn(redUUID, lease.Seen{Block: lease.Block{CIDR: block, Owner: me}, Rev: 5}, true)
+	if err := errors.Join(err, l.SetPools([]ipam.Pool{pods}), lerr, l.Confirm(), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := ipam.Load([]byte(`{"pool":"red"}`), "lan", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := func(id string, ask ...netip.Addr) (string, error) {
+		req := ipam.AllocateRequest{Attachment: ofRed(id).Attachment}
+		req.DrawOn(cfg)
+		for _, a := range ask {
+			req.Ask(a, "runtimeConfig.ips[0]")
+		}
+		got, err := c.Allocate(t.Context(), req, nil)
+		if err != nil {
+			return "", err
+		}
+		ip := Result(cfg, got, types.DNS{}).IPs[0]
+		return fmt.Sprintf("%s via %s", &ip.Address, ip.Gateway), nil
+	}
+	for i := range 5 {
+		if got, err := said(fmt.Sprint(i)); err != nil || got != fmt.Sprintf("10.9.0.%d/29 via 10.9.0.9", 10+i) {
+			t.Errorf("result %d: %s, %v", i, got, err)
+		}
+	}
+	_, err = said("one too many")
+	says(t, "all given", err, "of 10 usable it leases 5: 5 held")
+	_, err = said("gateway", netip.MustParseAddr("10.9.0.9"))
+	if fmt.Sprint(err) != "runtimeConfig.ips[0]: 10.9.0.9 is the gateway of block 10.9.0.8/29" {
+		t.Errorf("the gateway, asked for: %v", err)
 	}
 }

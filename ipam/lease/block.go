@@ -140,6 +140,16 @@ func (b Block) Names(n Node) bool {
 	return false
 }
 
+// Sole reports whether nobody but n has anything of the block.
+func (b Block) Sole(n Node) bool {
+	for other := range b.Nodes() {
+		if other != n {
+			return false
+		}
+	}
+	return true
+}
+
 // Nodes returns everybody that Names is true of, with the number of addresses
 // that each has.
 func (b Block) Nodes() map[Node]int {

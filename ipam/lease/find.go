@@ -121,7 +121,7 @@ func (s Search) block() (Found, bool) {
 	var returned []netip.Prefix
 	for _, r := range s.Blocks {
 		known[r.Block.CIDR] = true
-		if r.Block.Owner == "" && s.Grid.Contains(r.Block.CIDR) && s.leaves(r.Block) {
+		if r.Block.Owner == "" && s.Grid.Contains(r.Block.CIDR) && s.leaves(r.Block) && (!s.Whole || r.Block.Sole(s.Node)) {
 			returned = append(returned, r.Block.CIDR)
 		}
 	}

@@ -53,6 +53,8 @@ func TestFind(t *testing.T) {
 		{"another's parked address, strictly", lease.Search{Sticky: ipam.StickyStrict, Waiting: true}, []lease.Block{block(n2, given{a2: sooner}), full}, lease.Found{Ask: true}},
 		{"another's parked address, strictly, after its time", lease.Search{Sticky: ipam.StickyStrict, Now: epoch.Add(24 * time.Hour)}, []lease.Block{block(n2, given{a2: sooner}), full}, claim(cidr, a2, "")},
 		{"a routed pool trades nothing", lease.Search{Whole: true, Waiting: true}, []lease.Block{block(n1, given{a2: {}}), full}, lease.Found{}},
+		{"a routed pool, a block of which the node has something already", lease.Search{Whole: true}, []lease.Block{block("", given{a2: {Node: n1}}), full}, lease.Found{CIDR: cidr, Goal: lease.Goal{Lease: true}}},
+		{"a routed pool, a block of which another node has something", lease.Search{Whole: true, Waiting: true}, []lease.Block{block("", given{a2: {Node: n2}}), full}, lease.Found{}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

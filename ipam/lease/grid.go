@@ -114,16 +114,7 @@ func (g Grid) usableFrom(i uint64) (uint64, bool) {
 		if i >= s.from+s.n {
 			continue
 		}
-		a := g.add(s.first, max(i, s.from)-s.from)
-		if a.Less(s.First) {
-			a = s.First
-		}
-		for _, x := range s.Exclude {
-			if x.Contains(a) {
-				a = x.Last.Next()
-			}
-		}
-		if a.IsValid() && a.Compare(s.Last) <= 0 {
+		if a, ok := s.From(g.add(s.first, max(i, s.from)-s.from)); ok {
 			p := netip.PrefixFrom(a, g.bits).Masked()
 			return s.from + g.between(s.first, p.Addr()), true
 		}

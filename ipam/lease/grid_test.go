@@ -8,6 +8,8 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
 )
@@ -18,7 +20,7 @@ func set(t interface{ Fatal(...any) }, ranges ...string) ipam.RangeSet {
 	for _, r := range ranges {
 		raws = append(raws, json.RawMessage(r))
 	}
-	sets, err := ipam.LoadRanges([][]json.RawMessage{raws})
+	sets, err := ipam.LoadRanges([][]json.RawMessage{raws}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,6 +94,30 @@ func TestGridChoosesWithoutEnumerating(t *testing.T) {
 	}
 	if !taken[netip.MustParsePrefix("2001:db8:0:0:8000::/122")] || asked > 1000*1001/2 {
 		t.Errorf("%d questions", asked)
+	}
+}
+
+// TestGridOfRouted: a block of which only what it has to itself is left is not
+// chosen.
+func TestGridOfRouted(t *testing.T) {
+	t.Parallel()
+	routed := set(t, `{"subnet":"10.5.0.0/27","exclude":["10.5.0.10-10.5.0.14"],"rangeEnd":"10.5.0.25"}`).Cut(29)
+	g, err := lease.NewGrid(routed, 29)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	taken := map[netip.Prefix]bool{}
+	for {
+		p, ok := g.Choose(1, func(p netip.Prefix) bool { return taken[p] })
+		if !ok {
+			break
+		}
+		taken[p] = true
+		got = append(got, p.String())
+	}
+	if diff := cmp.Diff([]string{"10.5.0.16/29", "10.5.0.0/29"}, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
 

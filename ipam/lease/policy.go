@@ -144,19 +144,3 @@ func (t Tally) Turn(w Want, me Node) (wait time.Duration, ok bool) {
 	first := int(Rotation(w.Node, "want", int(w.Rev)) % uint64(n))
 	return time.Duration((i-first+n)%n) * turn, true
 }
-
-// Leased is the share of a pool's addresses that belong to nodes.
-func Leased(blocks iter.Seq[Seen], size uint64) float64 {
-	n := 0
-	for s := range blocks {
-		if s.Block.Owner != "" {
-			n += s.Block.Size() - len(s.Block.Given)
-		}
-		for _, e := range s.Block.Given {
-			if e.Node != "" {
-				n++
-			}
-		}
-	}
-	return float64(n) / math.Max(1, float64(size))
-}

@@ -215,11 +215,11 @@ func (t *tx) newGrant(req ipam.AllocateRequest, choices []choice, since time.Tim
 		BootID: t.boot, MAC: mac, Uses: req.Uses, Since: since,
 	}}
 	for _, c := range choices {
+		at := c.from.Address(c.addr)
 		g.attachment.Addresses = append(g.attachment.Addresses, c.addr)
 		g.records = append(g.records, ipam.Record{
 			Version: record.Version, Pool: req.Pool.Name, PoolUUID: req.Pool.UUID,
-			Address: netip.PrefixFrom(c.addr, c.from.Subnet.Bits()),
-			Gateway: c.from.Gateway, State: ipam.Held, Attachment: req.Attachment, Runtime: req.Runtime,
+			Address: at.Prefix, Gateway: at.Gateway, State: ipam.Held, Attachment: req.Attachment, Runtime: req.Runtime,
 			Netns: req.Netns, BootID: t.boot, MAC: mac, Owner: req.Owner, Since: since,
 		})
 	}
@@ -344,8 +344,9 @@ func (l *Ledger) Quarantine(id string, a netip.Addr, reason string) (done bool, 
 			rest = defaultQuarantine
 		}
 		done = true
+		at := from.Address(a)
 		return t.setRecord(old, ipam.Record{
-			Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: netip.PrefixFrom(a, from.Subnet.Bits()), Gateway: from.Gateway,
+			Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: at.Prefix, Gateway: at.Gateway,
 			State: ipam.Quarantined, BootID: t.boot, Since: t.now, Until: t.after(rest), Reason: reason,
 		})
 	})
@@ -382,8 +383,8 @@ func (l *Ledger) Reserve(pool string, a netip.Addr, reason string) (rec ipam.Rec
 		if old.State == ipam.Held {
 			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is %s", a, says(old))}
 		}
-		rec = ipam.Record{Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: netip.PrefixFrom(a, from.Subnet.Bits()),
-			Gateway: from.Gateway, State: ipam.Reserved, BootID: t.boot, Since: t.now, Reason: reason}
+		at := from.Address(a)
+		rec = ipam.Record{Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: at.Prefix, Gateway: at.Gateway, State: ipam.Reserved, BootID: t.boot, Since: t.now, Reason: reason}
 		return t.setRecord(old, rec)
 	})
 	if err != nil {

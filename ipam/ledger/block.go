@@ -312,8 +312,9 @@ func (t *tx) park(pool string, a netip.Addr, key string) error {
 	if err != nil || old.State != "" {
 		return err
 	}
+	at := from.Address(a)
 	return t.setRecord(ipam.Record{}, ipam.Record{
-		Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: netip.PrefixFrom(a, from.Subnet.Bits()), Gateway: from.Gateway,
+		Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: at.Prefix, Gateway: at.Gateway,
 		State: ipam.Cooling, BootID: t.boot, Owner: key, Since: t.now, Until: t.after(p.Rest(key)), Strict: p.Sticky == ipam.StickyStrict,
 	})
 }

@@ -67,6 +67,19 @@ func (m *model) block(t *rapid.T, l *Ledger) {
 	}
 }
 
+// inBlock: of a routed pool an address comes with its block, and is none that the
+// block has to itself. Here these are of four addresses.
+func inBlock(t *rapid.T, p ipam.Pool, a ipam.Address) {
+	if len(p.Sets) == 0 || p.Sets[0][0].BlockBits == 0 {
+		return
+	}
+	last := a.Prefix.Addr().As4()[3]
+	gateway := netip.AddrFrom4([4]byte{10, 0, 0, last&^3 + 1})
+	if last%4 != 2 || a.Prefix.Bits() != 30 || a.Gateway != gateway {
+		t.Fatalf("got %v of a routed pool", a)
+	}
+}
+
 func (m *model) learn(me lease.Node, s lease.Seen) (lost []netip.Addr) {
 	s.Block.Addrs(func(a netip.Addr) bool {
 		there, held := m.clusterRecord(a)
@@ -171,7 +184,8 @@ func (m *model) agreeBlocks(l *Ledger) {
 	var ends time.Time
 	for _, s := range spares {
 		_, held := m.clusterRecord(s.Address)
-		if held || !m.mine[s.Address] || s.Until.Before(ends) {
+		_, usable := m.pools[ipam.Pool{UUID: clusterUUID}.ID()].Find(s.Address)
+		if !usable || held || !m.mine[s.Address] || s.Until.Before(ends) {
 			m.t.Fatalf("spare %+v after one until %s, held %v, mine %v", s, ends, held, slices.Collect(maps.Keys(m.mine)))
 		}
 		ends = s.Until

@@ -112,16 +112,8 @@ func (c *chooser) unusable(a netip.Addr) string {
 		if _, ok := set.Find(a); ok {
 			return fmt.Sprintf("%s is a second address from %s; each range set gives one", a, set)
 		}
-		for _, r := range set {
-			switch {
-			case a == r.Gateway:
-				return fmt.Sprintf("%s is the gateway of %s", a, r.Subnet)
-			case r.Contains(a):
-				return fmt.Sprintf("%s is excluded from %s", a, r.Interval)
-			}
-		}
 	}
-	return fmt.Sprintf("%s is outside of the ranges of pool %q", a, c.req.Pool.Name)
+	return fmt.Sprintf("%s is %s", a, c.req.Pool.Refusal(a))
 }
 
 // anyOf chooses an address from range set i.

@@ -25,7 +25,9 @@ func TestModel(t *testing.T) {
 	pools[4].CoolDown = 0
 	cluster := pool("shared", v4b)
 	cluster.UUID = clusterUUID
-	pools = append(pools, cluster, cluster)
+	// What it is instead where it was made to be routed.
+	routed := pool("shared", set(t, "10.0.0.0/28 10.0.0.4-10.0.0.11").Cut(30))
+	routed.UUID = clusterUUID
 	someAddrs := func(t *rapid.T, name string, n int) (out []netip.Addr) {
 		for _, s := range rapid.SliceOfN(rapid.SampledFrom([]string{"10.0.0.1", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.9", "10.0.1.250", "2001:db8::2", "2001:db8::4"}), 0, n).Draw(t, name) {
 			out = append(out, netip.MustParseAddr(s))
@@ -34,6 +36,8 @@ func TestModel(t *testing.T) {
 	}
 	dirs := t
 	rapid.Check(t, func(t *rapid.T) {
+		kind := rapid.SampledFrom([]ipam.Pool{cluster, routed}).Draw(t, "kind")
+		pools := append(slices.Clone(pools), kind, kind)
 		c := newClock()
 		o := testOptions(dirs, c)
 		l, err := Open(dirs.Context(), o)
@@ -100,6 +104,7 @@ func TestModel(t *testing.T) {
 					if !slices.Contains(may[i], a.Prefix.Addr()) {
 						t.Fatalf("got %v, want one of %v", a, may[i])
 					}
+					inBlock(t, req.Pool, a)
 				}
 				m.given(req, got, known)
 				peers, rivals := m.company(req)

@@ -140,7 +140,7 @@ func (t *tx) poolOf(name string, a netip.Addr) (p ipam.Pool, from ipam.Range, er
 		}
 		from, usable := p.Find(a)
 		if !usable {
-			refusal = &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("pool %q does not give out %s", name, a)}
+			refusal = &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is %s", a, p.Refusal(a))}
 			continue
 		}
 		here, err := t.mine(p, a)

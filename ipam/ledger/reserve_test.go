@@ -36,7 +36,7 @@ func TestReserve(t *testing.T) {
 		{"reserved", func(s *scene) error { s.add("a", ips("10.0.0.2")); return errors.Join(s.reserve(one), s.reserve(one)) }, "10.0.0.1 reserved "},
 		{"held", func(s *scene) error { s.add("a"); return s.reserve(one) }, "address: 10.0.0.1 is held by lan/a/eth0"},
 		{"unknown pool", func(s *scene) error { return s.reserve(one) }, `pool: this node knows no pool "lan"`},
-		{"not of the pool", func(s *scene) error { s.add("a"); return s.reserve("10.0.0.77") }, `address: pool "lan" does not give out 10.0.0.77`},
+		{"not of the pool", func(s *scene) error { s.add("a"); return s.reserve("10.0.0.77") }, `address: 10.0.0.77 is outside of the ranges of pool "lan"`},
 		{"without room", func(s *scene) error {
 			s.add("a", ips("10.0.0.2"))
 			return s.l.update(func(t *tx) error {

@@ -122,25 +122,27 @@ func (v *View) Room(pool string, n int64) error {
 	return nil
 }
 
-// Leased counts the addresses that belong to nodes in all pools of a tenant.
-// A block whose record cannot be read counts in full.
+// Leased counts the addresses that belong to nodes in all pools of a tenant, of
+// those that a pool gives out. A block whose record cannot be read counts in full.
 func (v *View) Leased(tenant string) int64 {
-	pools := make(map[string]bool)
+	pools := make(map[string]record.Pool)
 	var n int64
 	for _, p := range v.Pools {
 		if p.Value.Tenant != tenant {
 			continue
 		}
-		pools[p.Value.UUID] = true
+		pools[p.Value.UUID] = p.Value
 		for _, s := range v.Blocks[p.Value.UUID] {
-			for _, count := range s.Block.Nodes() {
+			for _, count := range p.Value.Nodes(s.Block) {
 				n += int64(count)
 			}
 		}
 	}
 	for key := range v.Unread {
-		if pool, cidr, ok := record.ParseBlockKey(key); ok && pools[pool] {
-			n += int64(lease.Block{CIDR: cidr}.Size())
+		if uuid, cidr, ok := record.ParseBlockKey(key); ok {
+			if pool, counts := pools[uuid]; counts {
+				n += int64(pool.Usable(cidr))
+			}
 		}
 	}
 	return n

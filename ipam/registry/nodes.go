@@ -55,7 +55,8 @@ func (r Registry) Open(ctx context.Context) (c record.Cluster, err error) {
 }
 
 // Enroll writes what a node says of itself; an agent does so before anything
-// else. Asserted only ever grows. ErrCopied is returned on another machine than
+// else. Asserted only ever grows, and a node that knows none of its addresses
+// keeps those that it had. ErrCopied is returned on another machine than
 // the first, or in another folder within a boot: the agent of the ledger that it
 // was copied from may only be dead, or cut off for longer than its session lasts,
 // with its containers running.
@@ -86,6 +87,9 @@ func (r Registry) Enroll(ctx context.Context, n record.Node) error {
 				return nil, fmt.Errorf("node %s has its ledger in another folder: %w", n.Node, ErrCopied)
 			}
 			n.Asserted = max(n.Asserted, old.Asserted)
+			if len(n.Addresses) == 0 {
+				n.Addresses = old.Addresses
+			}
 		}
 		value := record.EncodeNode(n)
 		if string(value) == string(i.Value) {
@@ -102,12 +106,16 @@ func (r Registry) Remove(ctx context.Context, n lease.Node, rest time.Duration) 
 	if err != nil {
 		return err
 	}
-	if _, live := v.Live[n]; live {
-		return fmt.Errorf("node %s: %w", n, ErrLive)
+	live, err := r.Store.Get(ctx, record.LiveFolder+string(n))
+	if err != nil {
+		return err
 	}
-	if why := v.Unread[record.LiveFolder+string(n)]; why != nil {
-		// A sign of life that cannot be read is one all the same.
-		return fmt.Errorf("node %s: %w: %w", n, ErrUnread, why)
+	if live.Rev != 0 {
+		if _, why := record.DecodeLive(live.Value); why != nil {
+			// A sign of life that cannot be read is one all the same.
+			return fmt.Errorf("node %s: %w: %w", n, ErrUnread, why)
+		}
+		return fmt.Errorf("node %s: %w", n, ErrLive)
 	}
 	node, known := v.Nodes[n]
 	if !known && len(v.named(n)) == 0 && !slices.Contains(v.UnreadNodes(), n) {

@@ -265,8 +265,12 @@ func (r Registry) vacated(ctx context.Context, p record.Pool) (v *View, used, er
 		if !errors.As(used, &by) || len(by.Others) > 0 || time.Now().After(end) {
 			return v, used, nil
 		}
+		alive, err := r.Alive(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
 		for n := range by.By {
-			if _, live := v.Live[n]; !live {
+			if !alive[n] {
 				return v, used, nil
 			}
 		}
@@ -282,7 +286,7 @@ func (r Registry) vacated(ctx context.Context, p record.Pool) (v *View, used, er
 func (v *View) users(p record.Pool) error {
 	e := &InUseError{What: fmt.Sprintf("pool %q", p.Name), By: make(map[lease.Node]int), Names: v.names()}
 	for _, s := range v.Blocks[p.UUID] {
-		for n, count := range s.Block.Nodes() {
+		for n, count := range p.Nodes(s.Block) {
 			e.By[n] += count
 		}
 	}

@@ -268,9 +268,12 @@ func TestQuota(t *testing.T) {
 	}
 	old := view(t, r)
 	room := func(n int64) error { return view(t, r).Room(p.UUID, n) }
-	leased(t, r, p, n1, "10.0.0.0/30")
-	if err := room(4); err != nil {
+	leased(t, r, p, n1, "10.0.0.0/30") // of which two are network and gateway
+	if err := room(6); err != nil {
 		t.Errorf("a second block: %v", err)
+	}
+	if err := room(7); err == nil {
+		t.Error("room for more than the quota")
 	}
 	// Two nodes see room for one block at the same moment.
 	leased(t, r, p, n1, "10.0.0.4/30")
@@ -279,11 +282,11 @@ func TestQuota(t *testing.T) {
 		t.Errorf("by a view from before: %v", err)
 	}
 	var over *registry.QuotaError
-	if err := view(t, r).Admit(p.UUID, last.Rev); !errors.As(err, &over) || over.Leased != 12 || over.Quota != 8 {
+	if err := view(t, r).Admit(p.UUID, last.Rev); !errors.As(err, &over) || over.Leased != 10 || over.Quota != 8 {
 		t.Errorf("both have leased: %v", err)
 	}
 	over = nil
-	if closed, err := r.Admit(ctx, p.Name, p.UUID, last.Rev); !errors.As(closed, &over) || over.Leased != 12 || err != nil {
+	if closed, err := r.Admit(ctx, p.Name, p.UUID, last.Rev); !errors.As(closed, &over) || over.Leased != 10 || err != nil {
 		t.Errorf("both have leased, by reads of what it takes: %v, %v", closed, err)
 	}
 	if closed, err := r.Admit(ctx, p.Name, p.UUID, last.Rev+100); closed != nil || !errors.Is(err, registry.ErrOld) {
@@ -322,7 +325,7 @@ func TestQuotaAtOnce(t *testing.T) {
 				t.Error(err)
 			}
 			if closed == nil {
-				admitted.Add(4)
+				admitted.Add(int64(p.Usable(cidr)))
 			}
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
@@ -50,20 +51,11 @@ func (a Answer) err() error {
 
 // View reads all of the registry.
 func (r Registry) View(ctx context.Context) (*View, error) {
-	l, err := r.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return NewView(l), nil
-}
-
-// List reads all of the registry, as it is stored.
-func (r Registry) List(ctx context.Context) (List, error) {
 	l, err := r.Store.List(ctx, record.Prefix)
 	if err != nil {
-		return List{}, fmt.Errorf("list the registry: %w", err)
+		return nil, fmt.Errorf("list the registry: %w", err)
 	}
-	return l, nil
+	return NewView(l), nil
 }
 
 // Refresh reads the blocks of a pool into a view, where they are newer than what
@@ -112,6 +104,20 @@ func (r Registry) Send(ctx context.Context, pool string, step lease.Step) (seen 
 		return lease.Seen{}, a
 	}
 	return lease.Seen{Block: step.Block, Rev: a.Rev}, a
+}
+
+// Alive lists the nodes whose agent runs, or did so a moment ago.
+func (r Registry) Alive(ctx context.Context) (map[lease.Node]bool, error) {
+	l, err := r.Store.List(ctx, record.LiveFolder)
+	if err != nil {
+		return nil, fmt.Errorf("list who is alive: %w", err)
+	}
+	alive := make(map[lease.Node]bool, len(l.Items))
+	for _, i := range l.Items {
+		// One that cannot be read is a sign of life all the same.
+		alive[lease.Node(strings.TrimPrefix(i.Key, record.LiveFolder))] = true
+	}
+	return alive, nil
 }
 
 // Bind opens the session of an agent. ErrTaken is returned while another agent

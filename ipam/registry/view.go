@@ -20,7 +20,7 @@ type Kept[T any] struct {
 	Rev   lease.Rev
 }
 
-// View is all of the registry at one moment.
+// View is all of the registry at one moment, but for who is alive.
 type View struct {
 	// Rev of the moment.
 	Rev lease.Rev
@@ -32,7 +32,6 @@ type View struct {
 	Tenants  map[string]Kept[record.Tenant]
 	Nodes    map[lease.Node]Kept[record.Node]
 	Gone     map[lease.Node]Kept[record.Gone]
-	Live     map[lease.Node]Kept[record.Live]
 	// Blocks and Wants by the UUID of their pool.
 	Blocks map[string]map[netip.Prefix]lease.Seen
 	Wants  map[string]map[lease.Node]lease.Want
@@ -49,7 +48,6 @@ func NewView(l List) *View {
 		Tenants:  make(map[string]Kept[record.Tenant]),
 		Nodes:    make(map[lease.Node]Kept[record.Node]),
 		Gone:     make(map[lease.Node]Kept[record.Gone]),
-		Live:     make(map[lease.Node]Kept[record.Live]),
 		Blocks:   make(map[string]map[netip.Prefix]lease.Seen),
 		Wants:    make(map[string]map[lease.Node]lease.Want),
 		Unread:   make(map[string]error),
@@ -75,31 +73,45 @@ type News struct {
 	All bool
 	// Nodes that a block names, or named before.
 	Nodes map[lease.Node]bool
+	// Peers: how nodes reach each other may have changed, since there is another
+	// network, pool or node, or a block has another owner.
+	Peers bool
 }
 
 // For reports whether a node has to look at the view again. Most changes are of
-// other nodes' blocks and signs of life, and in a large cluster there is one
-// all the time.
+// other nodes' blocks, and in a large cluster there is one all the time.
 func (n News) For(node lease.Node) bool { return n.All || n.Nodes[node] }
 
 // news applies a batch and says whom it is about.
 func (v *View) news(b Batch) (n News) {
 	n.Nodes = make(map[lease.Node]bool)
+	owners := make(map[string]lease.Node)
 	look := func(key string) {
 		switch folder := key[:strings.LastIndexByte(key, '/')+1]; {
 		case strings.HasPrefix(key, record.BlockFolder):
 			if pool, cidr, ok := record.ParseBlockKey(key); ok {
-				for node := range v.Blocks[pool][cidr].Block.Nodes() {
-					n.Nodes[node] = true
+				b := v.Blocks[pool][cidr].Block
+				if b.Owner != "" {
+					n.Nodes[b.Owner] = true
 				}
+				for _, e := range b.Given {
+					if e.Node != "" {
+						n.Nodes[e.Node] = true
+					}
+				}
+				before, looked := owners[key]
+				n.Peers = n.Peers || looked && before != b.Owner || v.Unread[key] != nil
+				owners[key] = b.Owner
 			}
 		case folder == record.NodeFolder:
 			// A node that joins concerns nobody; one that has yet to assert what
 			// it has stops all, and all go on when it has (Present).
+			n.Peers = true
 			node, known := v.Nodes[lease.Node(key[len(folder):])]
 			n.All = n.All || v.Unread[key] != nil || known && node.Value.Asserted < v.Cluster.Value.Epoch.Number
-		case folder != record.LiveFolder:
+		default:
 			n.All = true
+			n.Peers = n.Peers || folder == record.NetworkFolder || folder == record.PoolFolder || folder == record.GoneFolder
 		}
 	}
 	for _, i := range b.Items {
@@ -135,8 +147,6 @@ func (v *View) apply(i Item) error {
 			v.Gone[n] = Kept[record.Gone]{record.Gone{Node: n}, i.Rev}
 		}
 		return err
-	case in(record.LiveFolder):
-		return keep(v.Live, lease.Node(rest(record.LiveFolder)), i, record.DecodeLive, func(l record.Live) lease.Node { return l.Node })
 	case in(record.BlockFolder):
 		return v.applyBlock(i)
 	case in(record.WantFolder):
@@ -289,25 +299,24 @@ func (v *View) UnreadNodes() (nodes []lease.Node) {
 }
 
 // Follow calls f with a view of the registry and again after each change, with
-// whom that is about, until ctx ends or f returns an error. It begins with a list
-// of all that the caller has read, or reads one if that is the zero List. A watch
+// whom that is about, until ctx ends or f returns an error. It begins with the
+// view of a list that the caller has read, or reads one if that is nil. A watch
 // that breaks, or cannot go on from where it was, leads to a full new list, which
 // is about everybody. pause is called after each failure, with how many there
 // were in a row; an error of it ends Follow too.
 // The view is changed in place, under mu, as f is called under it: who has mu
 // may read and change the last one.
-func Follow(ctx context.Context, s Store, l List, mu sync.Locker, pause func(ctx context.Context, err error, failures int) error, f func(*View, News) error) error {
+func Follow(ctx context.Context, s Store, v *View, mu sync.Locker, pause func(ctx context.Context, err error, failures int) error, f func(*View, News) error) error {
 	failures := 0
 	for {
 		var err error
-		if l.Rev == 0 {
-			l, err = s.List(ctx, record.Prefix)
+		if v == nil {
+			v, err = Registry{Store: s}.View(ctx)
 		}
 		if err == nil {
 			failures = 0
-			v, rev := NewView(l), l.Rev
-			l = List{} // it has much in it, and the watch lasts
-			if err := locked(mu, func() error { return f(v, News{All: true}) }); err != nil {
+			rev := v.Rev
+			if err := locked(mu, func() error { return f(v, News{All: true, Peers: true}) }); err != nil {
 				return err
 			}
 			var own error
@@ -318,6 +327,7 @@ func Follow(ctx context.Context, s Store, l List, mu sync.Locker, pause func(ctx
 			if own != nil {
 				return own
 			}
+			v = nil
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

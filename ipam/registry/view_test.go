@@ -103,7 +103,7 @@ func TestFollow(t *testing.T) {
 		views := 0
 		done := make(chan error)
 		go func() {
-			done <- registry.Follow(ctx, s.As("follower"), registry.List{}, new(sync.Mutex), func(_ context.Context, err error, failures int) error {
+			done <- registry.Follow(ctx, s.As("follower"), nil, new(sync.Mutex), func(_ context.Context, err error, failures int) error {
 				pauses = append(pauses, err)
 				if failures > 3 {
 					s.Rig(nil)
@@ -166,7 +166,7 @@ func TestFollowEndsWithItsFunction(t *testing.T) {
 	s := memstore.New()
 	own := errors.New("own")
 	n := 0
-	err := registry.Follow(t.Context(), s, registry.List{}, new(sync.Mutex), nil, func(*registry.View, registry.News) error {
+	err := registry.Follow(t.Context(), s, nil, new(sync.Mutex), nil, func(*registry.View, registry.News) error {
 		if n++; n == 2 {
 			return own
 		}
@@ -178,14 +178,15 @@ func TestFollowEndsWithItsFunction(t *testing.T) {
 	}
 	broken := errors.New("enough")
 	s.Rig(func(memstore.Request) memstore.Fault { return memstore.Fail })
-	err = registry.Follow(t.Context(), s, registry.List{}, new(sync.Mutex), func(context.Context, error, int) error { return broken }, nil)
+	err = registry.Follow(t.Context(), s, nil, new(sync.Mutex), func(context.Context, error, int) error { return broken }, nil)
 	if !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
 }
 
 // TestNews: a change is about the nodes that a block names or named, and about
-// everybody if it may change what anybody does.
+// everybody if it may change what anybody does; and about peers where routes to
+// them may be others.
 func TestNews(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -195,14 +196,14 @@ func TestNews(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := create(t, r, "")
-		list, err := r.List(ctx)
+		first, err := r.View(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var told []registry.News
 		done := make(chan error)
 		go func() {
-			done <- registry.Follow(ctx, s, list, new(sync.Mutex), nil, func(_ *registry.View, n registry.News) error {
+			done <- registry.Follow(ctx, s, first, new(sync.Mutex), nil, func(_ *registry.View, n registry.News) error {
 				told = append(told, n)
 				return nil
 			})
@@ -217,26 +218,26 @@ func TestNews(t *testing.T) {
 			name     string
 			do       func() error
 			me, peer bool // whether it is about n1, n2
+			peers    bool
 		}{
-			{"a node joins", func() error { return r.Enroll(ctx, record.Node{Node: n2, Asserted: 1}) }, false, false},
-			{"a sign of life", func() error { _, err := r.Bind(ctx, record.Live{Node: n2}, time.Minute); return err }, false, false},
-			{"another's block", func() error { leased(t, r, p, n2, "10.0.0.4/30"); return nil }, false, true},
+			{"a node joins", func() error { return r.Enroll(ctx, record.Node{Node: n2, Asserted: 1}) }, false, false, true},
+			{"another's block", func() error { leased(t, r, p, n2, "10.0.0.4/30"); return nil }, false, true, true},
 			{"an address given away", func() error {
 				_, a := r.Send(ctx, p.UUID, lease.Step{Do: lease.Send, Block: returned, Rev: block.Rev})
 				return a.Err
-			}, true, true},
-			{"a node that has not asserted", func() error { return r.Enroll(ctx, record.Node{Node: n1}) }, true, true},
-			{"and now it has", func() error { return r.Enroll(ctx, record.Node{Node: n1, Asserted: 1}) }, true, true},
+			}, true, true, false},
+			{"a node that has not asserted", func() error { return r.Enroll(ctx, record.Node{Node: n1}) }, true, true, true},
+			{"and now it has", func() error { return r.Enroll(ctx, record.Node{Node: n1, Asserted: 1}) }, true, true, true},
 			{"a block that cannot be read", func() error {
 				s.Put(record.BlockKey(p.UUID, netip.MustParsePrefix("10.0.0.4/30")), []byte("{"))
 				return nil
-			}, false, true},
-			{"a tenant", func() error { return r.PutTenant(ctx, record.Tenant{Name: "red", Quota: 1}) }, true, true},
+			}, false, true, true},
+			{"a tenant", func() error { return r.PutTenant(ctx, record.Tenant{Name: "red", Quota: 1}) }, true, true, false},
 			{"a tombstone", func() error {
 				s.Put(record.GoneFolder+string(n2), []byte("{"))
 				return nil
-			}, true, true},
-			{"the cluster", func() error { return r.Freeze(ctx, frozen) }, true, true},
+			}, true, true, true},
+			{"the cluster", func() error { return r.Freeze(ctx, frozen) }, true, true, false},
 		}
 		for _, tt := range tests {
 			synctest.Wait()
@@ -245,13 +246,20 @@ func TestNews(t *testing.T) {
 				t.Fatalf("%s: %v", tt.name, err)
 			}
 			synctest.Wait()
-			me, peer := false, false
+			me, peer, peers := false, false, false
 			for _, n := range told {
-				me, peer = me || n.For(n1), peer || n.For(n2)
+				me, peer, peers = me || n.For(n1), peer || n.For(n2), peers || n.Peers
 			}
-			if len(told) == 0 || me != tt.me || peer != tt.peer {
-				t.Errorf("%s: about n1 %v, n2 %v, want %v, %v", tt.name, me, peer, tt.me, tt.peer)
+			if len(told) == 0 || me != tt.me || peer != tt.peer || peers != tt.peers {
+				t.Errorf("%s: about n1 %v, n2 %v, peers %v, want %v, %v, %v", tt.name, me, peer, peers, tt.me, tt.peer, tt.peers)
 			}
+		}
+		told = nil
+		if _, err := r.Bind(ctx, record.Live{Node: n2}, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if synctest.Wait(); len(told) != 0 {
+			t.Errorf("a sign of life is told: %+v", told)
 		}
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -30,6 +31,7 @@ import (
 	"github.com/underlay-cni/underlay/pkg/agent/cluster"
 	"github.com/underlay-cni/underlay/pkg/agent/containerd"
 	"github.com/underlay-cni/underlay/pkg/agent/event"
+	"github.com/underlay-cni/underlay/pkg/agent/network"
 	"github.com/underlay-cni/underlay/pkg/agent/service"
 	"github.com/underlay-cni/underlay/pkg/agent/sweep"
 )
@@ -63,7 +65,7 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	log = log.With("node", conf.NodeName)
 	events := event.New(event.Config{Slog: log, Registry: reg})
 	var shelf shelf
-	member, err := conf.member(&shelf, events, log, reg)
+	member, networks, err := conf.member(&shelf, events, log, reg)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +75,7 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	}
 	serving := service.Config{Ledger: conf.ledger(), Log: log, Registry: reg, Events: events, Ahead: scout.Used}
 	if member != nil {
-		serving.Cluster = member
+		serving.Cluster, serving.Networks = member, networks
 	}
 	serve, err := service.New(serving)
 	if err != nil {
@@ -86,7 +88,7 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 		Ledger: serve, Pending: a.pending, Log: log, Registry: reg, Events: events,
 	}
 	if member != nil {
-		asked.Cluster = member.Client
+		asked.Cluster, asked.Networks = member.Client, networks
 	}
 	api, err := admin.New(asked)
 	if err != nil {
@@ -102,7 +104,7 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	}
 	a.tasks = []Task{serve, api, leaks, scout}
 	if member != nil {
-		a.tasks = append(a.tasks, member)
+		a.tasks = append(a.tasks, member, networks)
 	}
 	return a, nil
 }
@@ -111,15 +113,28 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 // and the service's need each other.
 type shelf struct{ *service.Service }
 
-// member makes the task of a node in a cluster; nil without one.
-func (c *Config) member(s *shelf, events *event.Log, log *slog.Logger, reg *prometheus.Registry) (*cluster.Cluster, error) {
+// member makes the tasks of a node in a cluster; nil without one. Of the two, one
+// knows what peers there are, and the other at which addresses they reach this
+// node.
+func (c *Config) member(s *shelf, events *event.Log, log *slog.Logger, reg *prometheus.Registry) (*cluster.Cluster, *network.Task, error) {
 	if c.Registry == nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if text := c.Registry.exposed(); text != "" {
 		log.Warn(text)
 	}
-	return cluster.New(cluster.Config{Open: c.Registry.open, Ledger: s, Node: c.NodeName, Log: log, Registry: reg, Events: events})
+	var networks *network.Task
+	member, err := cluster.New(cluster.Config{
+		Open: c.Registry.open, Ledger: s, Node: c.NodeName, Log: log, Registry: reg, Events: events,
+		Addresses: func() []netip.Addr { return networks.Addresses() },
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	networks, err = network.New(network.Config{
+		Cluster: member, Ledger: s, Log: log, Registry: reg, Parents: c.Parents, Networks: c.Networks, FixForwardDrop: c.FixForwardDrop,
+	})
+	return member, networks, err
 }
 
 func (c *Config) ledger() ledger.Options { return client.New(c.DataDir, c.RunDir).Options() }

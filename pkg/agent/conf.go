@@ -10,6 +10,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
+	"github.com/underlay-cni/underlay/pkg/agent/network"
 )
 
 // DefaultConfig is the file that is read unless another one is named. It may
@@ -32,6 +33,15 @@ type Config struct {
 	// Containerd is the path of containerd's socket, absolute. Attachments of
 	// containers that it does not know are then released, too; "" asks nobody.
 	Containerd string
+	// Parents are the interfaces at which peers reach this node, by names for
+	// people, whose order is that of preference; default: those of the default
+	// routes.
+	Parents map[string]network.Parent
+	// Networks are those whose routes and rules are kept; nil means all.
+	Networks []string
+	// FixForwardDrop lets what our rules have marked pass others' policies that
+	// drop it.
+	FixForwardDrop bool
 }
 
 // configWire is underlayd.json. Keys that are known and not served yet are
@@ -42,11 +52,12 @@ type configWire struct {
 	RunDir   string          `json:"runDir"`
 	API      json.RawMessage `json:"api"`
 
-	Parents    json.RawMessage `json:"parents"`
-	Registry   json.RawMessage `json:"registry"`
-	Networks   json.RawMessage `json:"networks"`
-	Containerd string          `json:"containerd"`
-	SubnetFile json.RawMessage `json:"subnetFile"`
+	Parents        map[string]json.RawMessage `json:"parents"`
+	Registry       json.RawMessage            `json:"registry"`
+	Networks       []string                   `json:"networks"`
+	FixForwardDrop bool                       `json:"fixForwardDrop"`
+	Containerd     string                     `json:"containerd"`
+	SubnetFile     json.RawMessage            `json:"subnetFile"`
 }
 
 type apiWire struct {
@@ -64,14 +75,9 @@ func LoadConfig(r io.Reader) (Config, error) {
 	if err := ipam.DecodeObject(text, "", &w); err != nil {
 		return Config{}, err
 	}
-	for _, k := range []struct {
-		key   string
-		value json.RawMessage
-	}{{"parents", w.Parents}, {"networks", w.Networks}, {"subnetFile", w.SubnetFile}} {
-		if k.value != nil {
-			return Config{}, &ipam.FieldError{Place: k.key, Code: ipam.CodeUnsupportedField,
-				Msg: "this version of underlayd does not know what to do with it; leave it out"}
-		}
+	if w.SubnetFile != nil {
+		return Config{}, &ipam.FieldError{Place: "subnetFile", Code: ipam.CodeUnsupportedField,
+			Msg: "this version of underlayd does not know what to do with it; leave it out"}
 	}
 	var api apiWire
 	if w.API != nil {
@@ -83,7 +89,13 @@ func LoadConfig(r io.Reader) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{NodeName: w.NodeName, DataDir: w.DataDir, RunDir: w.RunDir, APIGroup: api.Group, Registry: registry, Containerd: w.Containerd}
+	c := Config{
+		NodeName: w.NodeName, DataDir: w.DataDir, RunDir: w.RunDir, APIGroup: api.Group, Registry: registry, Containerd: w.Containerd,
+		Networks: w.Networks, FixForwardDrop: w.FixForwardDrop,
+	}
+	if c.Parents, err = loadParents(w.Parents); err != nil {
+		return Config{}, err
+	}
 	return c, c.complete()
 }
 
@@ -102,6 +114,11 @@ func (c *Config) complete() error {
 	if c.Registry != nil {
 		// The other nodes have to read it.
 		if err := ipam.CheckName("nodeName", c.NodeName); err != nil {
+			return err
+		}
+	}
+	for i, n := range c.Networks {
+		if err := ipam.CheckName(fmt.Sprintf("networks[%d]", i), n); err != nil {
 			return err
 		}
 	}

@@ -4,16 +4,19 @@ import (
 	"bytes"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/registry/etcd"
 	"github.com/underlay-cni/underlay/ipam/registry/etcd/embedded"
+	"github.com/underlay-cni/underlay/pkg/agent/network"
 )
 
 func TestLoadConfig(t *testing.T) {
@@ -54,8 +57,20 @@ func TestLoadConfig(t *testing.T) {
 		{"embedded", `{"nodeName":"n1","registry":{"embedded":{"dataDir":"/e","listen":"192.0.2.1:2379","tls":{"caFile":"ca","certFile":"c","keyFile":"k"}}}}`,
 			Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Registry: &RegistryConfig{
 				Embedded: &embedded.Config{DataDir: "/e", Listen: "192.0.2.1:2379", CertFile: "c", KeyFile: "k", ClientCAFile: "ca"}}}, "", ""},
-		{"networks", `{"networks":[]}`, Config{}, "networks", "this version of underlayd"},
-		{"parents", `{"parents":{}}`, Config{}, "parents", "this version of underlayd"},
+		{"no networks", `{"nodeName":"n1","networks":[]}`, Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Networks: []string{}}, "", ""},
+		{"networks", `{"nodeName":"n1","networks":["pods"],"fixForwardDrop":true}`,
+			Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Networks: []string{"pods"}, FixForwardDrop: true}, "", ""},
+		{"a network without a name", `{"networks":["pods",""]}`, Config{}, "networks[1]", "characters long"},
+		{"no parents", `{"nodeName":"n1","parents":{}}`, Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir}, "", ""},
+		{"parents", `{"nodeName":"n1","parents":{"lan":{"name":"eth1"},"wan":{"match":"eth[12]"},"up":{"reach":"::ffff:192.0.2.1"}}}`,
+			Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Parents: map[string]network.Parent{
+				"lan": {Name: "eth1"}, "wan": {Match: "eth[12]"}, "up": {Reach: netip.MustParseAddr("192.0.2.1")}}}, "", ""},
+		{"a parent of two kinds", `{"parents":{"lan":{"name":"eth1","match":"eth.*"}}}`, Config{}, "parents.lan", "has to be one of"},
+		{"a parent of no kind", `{"parents":{"lan":{}}}`, Config{}, "parents.lan", "has to be one of"},
+		{"a parent misspelled", `{"parents":{"lan":{"nmae":"eth1"}}}`, Config{}, "parents.lan.nmae", `did you mean "name"?`},
+		{"a parent without a name for people", `{"parents":{"":{"name":"eth1"}}}`, Config{}, "parents.", "characters long"},
+		{"no expression", `{"parents":{"lan":{"match":"eth["}}}`, Config{}, "parents.lan.match", "no regular expression"},
+		{"no address", `{"parents":{"lan":{"reach":"192.0.2"}}}`, Config{}, "parents.lan.reach", "is not an IP address"},
 		{"containerd", `{"nodeName":"n1","containerd":"/run/containerd/containerd.sock"}`,
 			Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Containerd: "/run/containerd/containerd.sock"}, "", ""},
 		{"no containerd", `{"nodeName":"n1","containerd":""}`, Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir}, "", ""},
@@ -76,7 +91,7 @@ func TestLoadConfig(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
+			if diff := cmp.Diff(tt.want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -122,7 +137,7 @@ func FuzzLoadConfig(f *testing.F) {
 func TestRun(t *testing.T) {
 	t.Parallel()
 	bad := filepath.Join(t.TempDir(), "bad.json")
-	if err := os.WriteFile(bad, []byte(`{"networks":{}}`), 0o600); err != nil {
+	if err := os.WriteFile(bad, []byte(`{"subnetFile":"x"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	tests := []struct {
@@ -134,7 +149,7 @@ func TestRun(t *testing.T) {
 		{[]string{"-h"}, 0, "-config file"},
 		{[]string{"--nosuch"}, 2, "nosuch"},
 		{[]string{"start"}, 2, `unknown argument "start"`},
-		{[]string{"--check", "--config", bad}, 2, "bad.json: networks: this version"},
+		{[]string{"--check", "--config", bad}, 2, "bad.json: subnetFile: this version"},
 		{[]string{"--config", "/nosuch/file"}, 2, "/nosuch/file"},
 	}
 	for _, tt := range tests {

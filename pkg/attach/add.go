@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,6 +89,9 @@ type adder struct {
 	index     int                         // of the new link, in ns; 0 while there is none
 	mac       net.HardwareAddr
 	addresses *current.Result // of IPAM, or of who comes before in the chain; nil without
+	given     []ipam.Address  // what IPAM gave, before it was made whole
+	joined    bool            // the host's side has been begun
+	peer      link.Link       // the host's end of a pair
 	prober    *arp.Prober     // nil without addresses
 	probed    time.Time       // when the first question left
 }
@@ -125,6 +129,7 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 	// The link goes first, so that nobody gets an address that still answers.
 	defer undo(func(ctx context.Context) error { return a.release(ctx, err) })
 	defer undo(a.releaseForeign)
+	defer undo(a.leave)
 	defer undo(func(context.Context) error { return a.unmake(in) })
 
 	create := sync.OnceFunc(func() { in.then(a.create(a.mac)) })
@@ -181,7 +186,8 @@ func (a *adder) add(ctx context.Context) (res *current.Result, err error) {
 		return nil, err
 	}
 	in.then(func(h *link.Handle) error { return a.configure(ctx, h) })
-	if err := in.wait(); err != nil {
+	err = a.join(ctx)
+	if err := errors.Join(in.wait(), err); err != nil {
 		return nil, err
 	}
 	fault.Point("attach.configured")
@@ -210,8 +216,17 @@ func (a *adder) create(mac net.HardwareAddr) func(*link.Handle) error {
 	if a.LinkInContainer {
 		t.NetnsFd = -1
 	}
+	if a.kind.Pair != nil {
+		t.Parent, t.Peer, t.MTU = 0, PeerName(a.att), a.mtu()
+	}
 	return func(h *link.Handle) error {
 		index, err := a.kind.Create(a.parentSide, t)
+		if errors.Is(err, link.ErrPeerExists) { // of a namespace that is dying, or of nobody
+			if err = a.parentSide.DeletePeer(t.Peer, alias(a.att)); err == nil {
+				fault.Point("attach.peer.removed")
+				index, err = a.kind.Create(a.parentSide, t)
+			}
+		}
 		// Of a passthru link the kernel first looks whether it is alone.
 		if errors.Is(err, link.ErrExists) || errors.Is(err, link.ErrPassthru) {
 			switch removed, rerr := a.removeOwn(h); {
@@ -271,6 +286,9 @@ func kindOf(l link.Link) string {
 func (a *adder) result() *current.Result {
 	res := &current.Result{CNIVersion: current.ImplementedSpecVersion}
 	res.Interfaces = []*current.Interface{{Name: a.req.IfName, Mac: a.mac.String(), Mtu: a.mtu(), Sandbox: a.req.Netns}}
+	if a.peer.Name != "" {
+		res.Interfaces = append(res.Interfaces, &current.Interface{Name: a.peer.Name, Mac: a.peer.MAC.String(), Mtu: a.peer.MTU})
+	}
 	if a.addresses != nil {
 		res.IPs, res.Routes, res.DNS = a.addresses.IPs, a.addresses.Routes, a.addresses.DNS
 		for _, ip := range res.IPs {
@@ -285,10 +303,8 @@ func (a *adder) result() *current.Result {
 
 // mtu of the link, which is its parent's unless configured.
 func (a *adder) mtu() int {
-	if a.MTU != 0 {
-		return a.MTU
-	}
-	return a.carrier.MTU
+	const ethernet = 1500 // where a pair has nothing to go by
+	return cmp.Or(a.MTU, a.carrier.MTU, ethernet)
 }
 
 // inside is a thread in the container's namespace. It takes the steps of an

@@ -124,6 +124,7 @@ func (a *adder) accept(got ipam.Allocation, dns types.DNS) (err error) {
 		}
 	}
 	a.addresses = client.Result(a.ipam, got, dns)
+	a.whole()
 	return nil
 }
 
@@ -160,6 +161,7 @@ func (a *adder) askForeign(ctx context.Context) (err error) {
 	if len(a.addresses.IPs) == 0 {
 		return fmt.Errorf("ipam %q: its result has no addresses", a.ipamType)
 	}
+	a.whole()
 	return nil
 }
 

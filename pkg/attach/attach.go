@@ -87,7 +87,17 @@ type Kind struct {
 	// reach this link; "" if it can.
 	NoHostAccess string
 	Sibling      func(*link.Handle, link.Target) (int, error)
+	// Pair is set if the link is one end of a pair, the other of which stays on
+	// the host.
+	Pair *Pair
+	// Network, unless empty, is on record as what the attachment reaches the
+	// peers of, and Masquerade with it; see ipam.Uses.
+	Network    string
+	Masquerade bool
 }
+
+// noARP: on the link there is nobody to be asked for addresses.
+func (k *Kind) noARP() bool { return k.Layer3 || k.Pair != nil }
 
 // sharesMAC: frames to any child of the parent carry the parent's MAC.
 func (k *Kind) sharesMAC() bool { return k.ParentMAC && !k.TakesParent }
@@ -163,7 +173,7 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 	if _, err := ipam.ParseMACPrefix(p.macPrefix()); err != nil {
 		return nil, err
 	}
-	if kind.Layer3 && conf.ConflictDetection == "" {
+	if kind.noARP() && conf.ConflictDetection == "" {
 		conf.ConflictDetection = DetectOff
 	}
 	switch {
@@ -188,6 +198,11 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 	case conf.HostAccess && kind.sharesMAC() && p.ipamType != OwnIPAM:
 		return nil, invalid("hostAccess: needs ipam of type %q: all links of one parent have its MAC, so only the ledger tells whose an address is", OwnIPAM)
 	}
+	if kind.Pair != nil {
+		if err := checkPair(conf); err != nil {
+			return nil, err
+		}
+	}
 	switch conf.ConflictDetection {
 	case "":
 		conf.ConflictDetection = DetectFast
@@ -195,8 +210,8 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 	default:
 		return nil, invalid("conflictDetection: %q is none of fast, thorough, off", conf.ConflictDetection)
 	}
-	if kind.Layer3 && conf.ConflictDetection != DetectOff {
-		return nil, invalid("conflictDetection: %q needs ARP, which a layer 3 link does not have; the only value here is off", conf.ConflictDetection)
+	if kind.noARP() && conf.ConflictDetection != DetectOff {
+		return nil, invalid("conflictDetection: %q asks by ARP who has an address, and nobody on this link could answer; the only value here is off", conf.ConflictDetection)
 	}
 	p.client = newClient(conf)
 	return p, p.client.CheckPlace()
@@ -267,7 +282,7 @@ func (p *plan) macPrefix() string { return first(p.MACPrefix, ipam.DefaultMACPre
 // uses is what others on the host have to know of the attachment. A parent in
 // the container has nothing to do with the host's of that name.
 func (p *plan) uses(parent string) ipam.Uses {
-	u := ipam.Uses{VLAN: p.VLAN, HostAccess: p.HostAccess}
+	u := ipam.Uses{VLAN: p.VLAN, HostAccess: p.HostAccess, Network: p.kind.Network, Masquerade: p.kind.Masquerade}
 	if !p.LinkInContainer {
 		u.Port = p.kind.Port
 	}
@@ -280,7 +295,7 @@ func (p *plan) uses(parent string) ipam.Uses {
 // touchesLedger reports whether the ledger may have a record of this
 // attachment.
 func touchesLedger(conf *Config, kind *Kind, ipamType string) bool {
-	return ipamType == OwnIPAM || kind.Port != "" && !conf.LinkInContainer || mayShare(conf)
+	return ipamType == OwnIPAM || kind.Port != "" && !conf.LinkInContainer || kind.Network != "" || mayShare(conf)
 }
 
 // mayShare reports whether the attachment may share a link with others.

@@ -52,6 +52,11 @@ func Check(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error
 	if err != nil {
 		return err
 	}
+	if p.kind.Pair != nil {
+		if parent, err = p.checkPeer(h); err != nil {
+			return err
+		}
+	}
 	addrs := addressesOf(prev, position)
 	if err := ns.Do(func() error { return p.checkLink(parent, want, addrs, prev.Routes) }); err != nil {
 		return err

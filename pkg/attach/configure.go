@@ -77,7 +77,7 @@ func (a *adder) prepare(ctx context.Context, h *link.Handle) error {
 }
 
 // asks reports whether the wire can be asked, and told, of any address.
-func (a *adder) asks() bool { return len(a.prefixes()) > 0 && !a.kind.Layer3 }
+func (a *adder) asks() bool { return len(a.prefixes()) > 0 && !a.kind.noARP() }
 
 // hear listens on the parent, which is in the thread's namespace, for what does
 // not come to the link. A probe under the parent's own MAC can leave from there
@@ -140,6 +140,9 @@ func (a *adder) configure(ctx context.Context, h *link.Handle) error {
 		}
 	}
 	fault.Point("attach.addressed")
+	if err := a.knowHop(h); err != nil {
+		return err
+	}
 	if err := a.addRoutes(h); err != nil {
 		return err
 	}
@@ -215,8 +218,8 @@ func (a *adder) macConflict() error {
 }
 
 func (a *adder) addRoutes(h *link.Handle) error {
-	if a.kind.Layer3 {
-		if err := a.layer3Routes(h); err != nil {
+	if a.kind.noARP() {
+		if err := a.hostRoutes(h); err != nil {
 			return err
 		}
 	}
@@ -225,6 +228,7 @@ func (a *adder) addRoutes(h *link.Handle) error {
 		if err != nil {
 			return err
 		}
+		out.Onlink = a.routed()
 		if !out.GW.IsValid() && !a.kind.Layer3 {
 			out.GW = a.gateway(out.Dst.Addr().Is4())
 		}
@@ -235,17 +239,24 @@ func (a *adder) addRoutes(h *link.Handle) error {
 	return nil
 }
 
-// layer3Routes makes of IPAM's routes such as a layer 3 link has: its other end
-// is the host's routing table, whatever the gateway. All that no other
-// interface of the container leads to goes there too.
-func (a *adder) layer3Routes(h *link.Handle) error {
+// hostRoutes makes of IPAM's routes such as a link has whose other end is the
+// host's routing table: that of layer 3 needs no gateway, and where there is but
+// one it is that, whatever IPAM says. All that no other interface of the
+// container leads to goes there too.
+func (a *adder) hostRoutes(h *link.Handle) error {
 	var routes []*types.Route
 	has := make(map[bool]bool) // IPv4, IPv6: a default route
 	for _, r := range a.addresses.Routes {
 		r := *r
-		r.GW = nil
+		ones, bits := r.Dst.Mask.Size()
+		switch {
+		case a.kind.Layer3:
+			r.GW = nil
+		case a.routed():
+			r.GW = link.Hop(bits == 32).AsSlice()
+		}
 		routes = append(routes, &r)
-		if ones, bits := r.Dst.Mask.Size(); ones == 0 && (r.Table == nil || *r.Table == link.MainTable) {
+		if ones == 0 && (r.Table == nil || *r.Table == link.MainTable) {
 			has[bits == 32] = true
 		}
 	}
@@ -261,7 +272,11 @@ func (a *adder) layer3Routes(h *link.Handle) error {
 		}
 		if index == 0 || index == a.index {
 			dst := net.IPNet{IP: make(net.IP, p.Addr().BitLen()/8), Mask: net.CIDRMask(0, p.Addr().BitLen())}
-			routes = append(routes, &types.Route{Dst: dst})
+			r := &types.Route{Dst: dst}
+			if gw := a.gateway(is4); a.kind.Pair != nil && gw.IsValid() {
+				r.GW = gw.AsSlice()
+			}
+			routes = append(routes, r)
 		}
 	}
 	a.addresses.Routes = routes

@@ -25,6 +25,9 @@ func Del(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 	if err := deleteFrom(path, att, match); err != nil {
 		return err
 	}
+	if err := deletePeer(kind, att); err != nil {
+		return err
+	}
 	fault.Point("attach.unlinked")
 	ipamType, err := conf.IPAMType()
 	if err != nil {
@@ -56,6 +59,9 @@ func release(ctx context.Context, c *client.Client, kind Kind, req ipam.ReleaseR
 	var released ipam.Released
 	err := unshare(ctx, c, rec, func() (err error) {
 		released, err = c.Release(ctx, req, func(rec ipam.AttachmentRecord) error {
+			if err := deletePeer(kind, rec.Attachment); err != nil {
+				return err
+			}
 			if rec.Netns.Inode == 0 || rec.Netns.Dev == done.Dev && rec.Netns.Inode == done.Inode {
 				return nil
 			}

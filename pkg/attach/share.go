@@ -150,6 +150,16 @@ func unreach(h *link.Handle, carrier string, rec ipam.AttachmentRecord) error {
 // interface that the link will sit on, and those that it may know the host by.
 func (a *adder) hostAddresses() ([]netip.Addr, error) {
 	carrier := a.parent
+	if p := a.kind.Pair; p != nil && p.Bridge != "" {
+		l, err := a.parentSide.ByName(p.Bridge)
+		if errors.Is(err, link.ErrNotFound) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		carrier = l
+	}
 	if a.VLAN != 0 {
 		name, _ := link.VLANName(a.parent.Name, a.VLAN)
 		l, err := a.parentSide.ByName(name)
@@ -333,4 +343,10 @@ func lockParent(ctx context.Context, c *client.Client, parent string) (unlock fu
 		return nil, fmt.Errorf("lock %q: %w", path, err)
 	}
 	return func() { f.Close() }, nil
+}
+
+// Lock keeps other processes from making or removing what attachments share
+// under a name until unlock.
+func Lock(ctx context.Context, conf *Config, name string) (unlock func(), err error) {
+	return lockParent(ctx, newClient(conf), name)
 }

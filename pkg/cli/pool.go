@@ -209,7 +209,9 @@ func (p poolView) people(t *term.Table) {
 		t.Field("Range set", i)
 		for _, r := range s.Ranges {
 			t.Field("Range", fmt.Sprintf("%s of %s", r.Interval, r.Subnet))
-			t.Field("Gateway", r.Gateway)
+			if t.Field("Gateway", r.Gateway); r.BlockBits != 0 {
+				t.Field("Gateway", fmt.Sprintf("the first usable address of each /%d block", r.BlockBits))
+			}
 			t.Field("Left out", join(r.Exclude, ", "))
 		}
 		if p.Known {

@@ -54,6 +54,20 @@ func (h *Handle) AddAddr(index int, p netip.Prefix) error {
 	return nil
 }
 
+// DeleteAddr takes an address from a link; none is success.
+func (h *Handle) DeleteAddr(index int, p netip.Prefix) error {
+	req := nl.NewNetlinkRequest(unix.RTM_DELADDR, 0)
+	msg := nl.NewIfAddrmsg(int(family(p.Addr())))
+	msg.Index, msg.Prefixlen = uint32(index), uint8(p.Bits())
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()))
+	err := h.conn.Execute(req)
+	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete address %s: %w", p, err)
+	}
+	return nil
+}
+
 // broadcast is the last address of an IPv4 subnet that has one (RFC 3021).
 func broadcast(p netip.Prefix) ([]byte, bool) {
 	if !p.Addr().Is4() || p.Bits() > 30 {

@@ -1,8 +1,8 @@
 // Package link is the kernel door for network devices on the way of an
-// attachment: it finds parents, creates macvlan and ipvlan links straight in
-// the container's namespace, gives them addresses, routes and neighbours, and
+// attachment: it finds parents, creates macvlan and ipvlan links and veth pairs
+// straight in the container's namespace, gives them addresses, routes and neighbours, and
 // keeps what attachments share on the host (VLAN sub-interfaces, the sibling
-// that lets the host reach its containers).
+// that lets the host reach its containers, a bridge).
 //
 // A Handle acts in the network namespace that it was opened in. Links of this
 // suite carry an alias that names their attachment, so that they are told
@@ -60,6 +60,8 @@ type Link struct {
 	SourceMACs []net.HardwareAddr
 	// VLAN id of an 802.1q sub-interface.
 	VLAN int
+	// Hairpin: Master, a bridge, sends back what came from here.
+	Hairpin bool
 
 	abroad   bool   // Parent is an index of another namespace,
 	nsid     int32  // which has this id in the link's own
@@ -229,7 +231,8 @@ func parseLink(payload []byte) (l Link, err error) {
 }
 
 func (l *Link) parseInfo(info []byte) error {
-	var data []byte
+	var data, port []byte
+	master := ""
 	attrs, err := nlsock.Attributes(info)
 	for _, a := range attrs {
 		switch a.Kind {
@@ -237,7 +240,14 @@ func (l *Link) parseInfo(info []byte) error {
 			l.Kind = unix.ByteSliceToString(a.Value)
 		case unix.IFLA_INFO_DATA:
 			data = a.Value
+		case unix.IFLA_INFO_SLAVE_KIND:
+			master = unix.ByteSliceToString(a.Value)
+		case unix.IFLA_INFO_SLAVE_DATA:
+			port = a.Value
 		}
+	}
+	if master == "bridge" && err == nil {
+		err = l.parsePort(port)
 	}
 	switch {
 	case err != nil || data == nil:

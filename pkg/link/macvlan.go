@@ -41,8 +41,10 @@ type Target struct {
 	Name string
 	// NetnsFd is the namespace; a negative one means the handle's own.
 	NetnsFd int
-	// Parent is the index of the parent in the handle's namespace.
+	// Parent is the index of the parent in the handle's namespace; 0 for none.
 	Parent int
+	// Peer is the name of the other end of a pair, in the handle's namespace.
+	Peer string
 	// MAC; nil leaves it to the kernel.
 	MAC net.HardwareAddr
 	// MTU in bytes; 0 takes the parent's.
@@ -129,16 +131,20 @@ const leastIndex = 1 << 16
 // all that tells it from others before it has an alias.
 func (l Link) Made() bool { return l.Index >= leastIndex }
 
+func newIndex() int { return leastIndex + rand.IntN(1<<30-leastIndex) }
+
 // create sends one RTM_NEWLINK. The index is chosen here: without one, older
 // kernels look the name up in the namespace of the socket and refuse a name
 // that any interface of the host has.
 func (h *Handle) create(kind string, t Target, data *nl.RtAttr, more ...nl.NetlinkRequestData) (int, error) {
 	const tries = 8
 	for try := 1; ; try++ {
-		index := leastIndex + rand.IntN(1<<30-leastIndex)
+		index := newIndex()
 		req := newLinkRequest(unix.RTM_NEWLINK, index)
 		req.Flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL
-		req.AddData(nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(uint32(t.Parent))))
+		if t.Parent != 0 {
+			req.AddData(nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(uint32(t.Parent))))
+		}
 		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(t.Name)))
 		if t.MAC != nil {
 			req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, t.MAC))

@@ -27,6 +27,8 @@ type Route struct {
 	Table    int
 	// Scope as in linux/rtnetlink.h; -1 for what fits GW.
 	Scope int
+	// Onlink: GW is on the link, whatever the addresses there say.
+	Onlink bool
 
 	link int // index of the link it leaves by, when read
 }
@@ -65,6 +67,9 @@ func (h *Handle) setRoute(index int, r Route, flags uint16) error {
 		msg.Scope = uint8(r.Scope)
 	case !r.GW.IsValid():
 		msg.Scope = unix.RT_SCOPE_LINK
+	}
+	if r.Onlink {
+		msg.Flags = unix.RTNH_F_ONLINK
 	}
 	req := routeRequest(unix.RTM_NEWROUTE, index, r.Dst, msg)
 	req.Flags |= flags

@@ -62,14 +62,9 @@ func (h *Handle) EnsureSibling(parent Link, kind string, create func(*Handle, Ta
 
 // dress makes a sibling of a child.
 func (h *Handle) dress(l Link) error {
-	// No link-local address, so no IPv6 of its own. A link that has no IPv6 (it
-	// is switched off, or the MTU is below 1280) needs not be told.
-	req := newLinkRequest(unix.RTM_SETLINK, l.Index)
-	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
-	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{nl.IN6_ADDR_GEN_MODE_NONE})
-	req.AddData(spec)
-	if err := h.conn.Execute(req); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return fmt.Errorf("switch link-local addresses off on link %d: %w", l.Index, err)
+	// No link-local address, so no IPv6 of its own.
+	if err := h.noLinkLocal(l.Index); err != nil {
+		return err
 	}
 	// Before it is up, so that it never answers. An ipvlan in mode l2 forgets it
 	// when it goes up; what it answers meanwhile does no harm, since its MAC is

@@ -10,7 +10,10 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/underlay-cni/underlay/pkg/netns"
+	"github.com/underlay-cni/underlay/pkg/nlsock"
 )
 
 // Drop is a policy of somebody else that drops what is forwarded, whatever our
@@ -53,6 +56,27 @@ func Drops(ctx context.Context, n *netns.NS) (found []Drop, err error) {
 		err = fmt.Errorf("find what drops: %w", err)
 	}
 	return found, err
+}
+
+// WatchDrops calls heard whenever Drops may find others than before, until ctx
+// ends. Of legacy iptables nothing is heard.
+func WatchDrops(ctx context.Context, n *netns.NS, heard func()) error {
+	fd := -1
+	if n != nil {
+		fd = n.Fd()
+	}
+	w, err := nlsock.Watch(fd, unix.NETLINK_NETFILTER, groupNFTables)
+	if err != nil {
+		return err
+	}
+	return w.Listen(ctx, func(m nlsock.Message) {
+		switch int(m.Type) - unix.NFNL_SUBSYS_NFTABLES<<8 {
+		case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+			if !concerns(m) {
+				heard()
+			}
+		}
+	}, heard)
 }
 
 // Fix runs the command, unless marked packets pass already.

@@ -168,7 +168,7 @@ func (r *Reconciler[K, T]) tellLocked() {
 	told := make(map[Want[T]]struct{})
 	for s := range r.statusLocked() {
 		_, before := r.told[s.Want]
-		fails := s.Err != nil && s.Err != errPending
+		fails := s.Err != nil && s.Err != ErrPending
 		if fails {
 			told[s.Want] = struct{}{}
 		}

@@ -129,8 +129,8 @@ type Counts struct {
 	Passes, Written, Refused, Unknown uint64
 }
 
-// errPending is the state of what has been wanted, but not tried.
-var errPending = errors.New("not tried yet")
+// ErrPending is in the Status of what has been wanted, but not tried.
+var ErrPending = errors.New("not tried yet")
 
 // Reconciler keeps the objects of a Kernel. It is safe for concurrent use.
 type Reconciler[K comparable, T Object[K, T]] struct {
@@ -203,7 +203,7 @@ func (r *Reconciler[K, T]) Apply(ctx context.Context, want []Want[T]) error {
 func (r *Reconciler[K, T]) takeLocked(want []Want[T]) {
 	wants, byKey := make([]*entry[T], 0, len(want)), make(map[K]*entry[T], len(want))
 	for _, w := range want {
-		e := &entry[T]{Status: Status[T]{Want: w, Err: errPending}}
+		e := &entry[T]{Status: Status[T]{Want: w, Err: ErrPending}}
 		wants = append(wants, e)
 		object, err := w.Object.Canonical()
 		if err != nil {

@@ -178,6 +178,7 @@ func (o *object) rng(r ipam.Range) {
 	o.list("exclude", len(r.Exclude), func(i int) {
 		o.nest("{}", func(o *object) { o.interval(r.Exclude[i]) })
 	})
+	o.unsigned("blockPrefix", uint64(r.BlockBits))
 }
 
 func (o *object) routes(routes []ipam.Route) {

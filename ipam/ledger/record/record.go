@@ -10,6 +10,7 @@ package record
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
@@ -18,14 +19,17 @@ import (
 // Versions of the forms. Older ones are read too.
 const (
 	Version     = 2 // 1 has no PoolUUID
-	PoolVersion = 3 // 1 has no UUID, 2 no Routes
+	PoolVersion = 4 // 1 has no UUID, 2 no Routes, 3 no BlockBits
 	HoldVersion = 1
 )
 
 // poolVersion is the oldest version from 2 on that can tell a pool.
 func poolVersion(p ipam.Pool) uint64 {
-	if len(p.Routes) > 0 {
+	switch {
+	case slices.ContainsFunc(slices.Concat(p.Sets...), func(r ipam.Range) bool { return r.BlockBits != 0 }):
 		return PoolVersion
+	case len(p.Routes) > 0:
+		return 3
 	}
 	return 2
 }
@@ -167,6 +171,9 @@ func EncodePool(p ipam.Pool) []byte {
 			for _, x := range r.Exclude {
 				w.interval(x)
 			}
+			if version > 3 {
+				w.number(uint64(r.BlockBits))
+			}
 		}
 	}
 	w.number(uint64(p.CoolDown))
@@ -192,7 +199,11 @@ func DecodePool(value []byte) (p ipam.Pool, err error) {
 	}
 	p.Sets = list(&d, func(d *reader) ipam.RangeSet {
 		return list(d, func(d *reader) ipam.Range {
-			return ipam.Range{Subnet: d.prefix(), Interval: d.interval(), Gateway: d.addr(), Exclude: list(d, (*reader).interval)}
+			r := ipam.Range{Subnet: d.prefix(), Interval: d.interval(), Gateway: d.addr(), Exclude: list(d, (*reader).interval)}
+			if version > 3 {
+				r.BlockBits = d.small()
+			}
+			return r
 		})
 	})
 	p.CoolDown = time.Duration(d.number())

@@ -137,9 +137,12 @@ func TestCycle(t *testing.T) {
 		{Dst: netip.MustParsePrefix("2001:db8::/32"), Scope: new(int)},
 	}
 	ranges(t, routed)
-	// What has no routes is as it was before there were any.
-	if a, b := EncodePool(pool)[0], EncodePool(routed)[0]; a != 2 || b != 3 {
-		t.Errorf("versions %d and %d", a, b)
+	blocks := pool
+	blocks.Sets = []ipam.RangeSet{pool.Sets[0].Cut(122)}
+	ranges(t, blocks)
+	// What has no routes, or no blocks, is as it was before there were any.
+	if a, b, c := EncodePool(pool)[0], EncodePool(routed)[0], EncodePool(blocks)[0]; a != 2 || b != 3 || c != 4 {
+		t.Errorf("versions %d, %d and %d", a, b, c)
 	}
 }
 

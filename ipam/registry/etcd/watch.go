@@ -16,13 +16,21 @@ import (
 )
 
 const (
-	// rush is how many answers within a second are too many. etcd tells each
-	// watcher of each change in a message of its own as long as the watcher keeps
-	// up: when a thousand agents start, each makes some changes, that is millions.
+	// rush is how many answers within a second are too many, or changes in one
+	// answer. etcd tells each watcher of each change in a message of its own as
+	// long as the watcher keeps up: when a thousand agents start, each makes some
+	// changes, that is millions.
 	rush = 20
-	// rest is for how long a watch is given up then, on average. What has come
-	// meanwhile is told in one message.
-	rest = 300 * time.Millisecond
+	// calm is how few changes a second end a rush.
+	calm = 8
+	// each is for how long a watch is given up in a rush, on average, for each
+	// change that comes in a second, from shortest to longest. What has come
+	// meanwhile is told in one message. The more there is, the more is told at
+	// once: what a message costs, all watchers together pay, and what they do
+	// meanwhile is slower the later they hear.
+	each     = 10 * time.Millisecond
+	shortest = 200 * time.Millisecond
+	longest  = time.Second
 )
 
 // errRush ends a watch that is to go on after a rest.
@@ -36,8 +44,9 @@ func (s *Store) Watch(ctx context.Context, prefix string, after lease.Rev, f fun
 		if err := w.watch(ctx); !errors.Is(err, errRush) {
 			return err
 		}
+		w.began = time.Now()
 		select {
-		case <-time.After(rest/2 + rand.N(rest)):
+		case <-time.After(w.rest/2 + rand.N(w.rest)):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -50,10 +59,12 @@ type watcher struct {
 	after  lease.Rev // told up to here
 	f      func(registry.Batch) error
 	check  *time.Ticker
-	rested bool // the next answer has what came during a rest
 	// answers since.
 	since   time.Time
 	answers int
+	// rest is how long the next one is; 0 without a rush. The last began at began.
+	rest  time.Duration
+	began time.Time
 }
 
 // watch is Watch until it is time for a rest.
@@ -78,8 +89,15 @@ func (w *watcher) watch(ctx context.Context) error {
 			case len(r.Events) == 0:
 				continue
 			}
+			rushed := w.rushed(len(r.Events))
+			if rushed {
+				cancel() // or more comes one by one while this is told
+			}
 			if err := w.tell(r.Events); err != nil {
 				return err
+			}
+			if rushed {
+				return errRush
 			}
 		case <-w.check.C:
 			l, err := w.List(ctx, w.prefix+"\x00") // no key is below this
@@ -104,16 +122,25 @@ func (w *watcher) tell(events []*clientv3.Event) error {
 		return err
 	}
 	w.after = max(w.after, b.Rev)
-	if now := time.Now(); now.Sub(w.since) > time.Second {
+	return nil
+}
+
+// rushed reports, of an answer with some changes, whether it is time for a rest.
+func (w *watcher) rushed(changes int) bool {
+	now, rate := time.Now(), 0.0
+	if w.rest > 0 {
+		rate = float64(changes) / now.Sub(w.began).Seconds()
+	} else if now.Sub(w.since) > time.Second {
 		w.since, w.answers = now, 0
 	}
 	w.answers++
-	again := w.rested && len(events) > rush
-	w.rested = again || w.answers > rush
-	if w.rested {
-		return errRush
+	if rate <= calm && w.answers <= rush && changes <= rush {
+		w.rest = 0
+		return false
 	}
-	return nil
+	w.answers = 0
+	w.rest = min(max(time.Duration(rate*float64(each)), shortest), longest)
+	return true
 }
 
 func changed(e *clientv3.Event) registry.Item {

@@ -43,6 +43,13 @@ func EncodeBlock(b lease.Block) ([]byte, error) {
 
 // DecodeBlock is the inverse of EncodeBlock.
 func DecodeBlock(value []byte) (lease.Block, error) {
+	if b, ok := formOfBlock(value); ok {
+		return b, nil
+	}
+	return fullBlock(value)
+}
+
+func fullBlock(value []byte) (lease.Block, error) {
 	var w blockWire
 	if err := decode(value, "block", &w.Version, &w); err != nil {
 		return lease.Block{}, err

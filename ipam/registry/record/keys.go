@@ -7,8 +7,13 @@ import (
 	"github.com/underlay-cni/underlay/ipam/lease"
 )
 
-// Prefix of all keys. A new major version of the shapes gets another.
+// Prefix of all keys but those in LiveFolder. A new major version of the shapes
+// gets another.
 const Prefix = "/underlay/v1/"
+
+// LiveFolder has the signs of life. Every node follows what is below Prefix, and
+// of a thousand that come and go at once nobody is to hear as often.
+const LiveFolder = "/underlay/live/v1/"
 
 // Folders below Prefix, and the one key that is none.
 const (
@@ -19,7 +24,6 @@ const (
 	BlockFolder   = Prefix + "block/"
 	NodeFolder    = Prefix + "node/"
 	GoneFolder    = Prefix + "gone/"
-	LiveFolder    = Prefix + "live/"
 	WantFolder    = Prefix + "want/"
 )
 

@@ -76,9 +76,12 @@ func EncodeNode(n Node) []byte { n.Version = Version; return encode(n) }
 
 // DecodeNode is the inverse of EncodeNode.
 func DecodeNode(value []byte) (Node, error) {
-	var n Node
-	if err := decode(value, "node", &n.Version, &n); err != nil {
-		return Node{}, err
+	n, ok := formOfNode(value)
+	if !ok {
+		n = Node{}
+		if err := decode(value, "node", &n.Version, &n); err != nil {
+			return Node{}, err
+		}
 	}
 	if err := checkNode("node.node", n.Node); err != nil {
 		return Node{}, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
@@ -159,7 +160,7 @@ func (w poolWire) load() (p Pool, err error) {
 	if _, err := ipam.LoadRoutes(w.Routes); err != nil {
 		return p, err
 	}
-	if p.Sets, err = ipam.LoadRanges(w.Ranges); err != nil {
+	if p.Sets, err = ipam.LoadRanges(w.Ranges, p.Kind == Routed); err != nil {
 		return p, err
 	}
 	return p, w.loadBlocks(&p)
@@ -227,6 +228,11 @@ func (w poolWire) loadBlocks(p *Pool) error {
 			*to = have
 		}
 	}
+	if p.Kind == Routed {
+		if err := cut(p, b); err != nil {
+			return err
+		}
+	}
 	// A block is of one set, or its lease would be two.
 	seen := make(map[int]lease.Grid)
 	for i := range p.Sets {
@@ -246,6 +252,61 @@ func (w poolWire) loadBlocks(p *Pool) error {
 		seen[i] = g
 	}
 	return nil
+}
+
+// cut makes each block a subnet of its own. asked is what the user said of them.
+func cut(p *Pool, asked blockPrefixWire) error {
+	for i, set := range p.Sets {
+		key, have, longest, keeps := "blockPrefix.ipv6", asked.IPv6, 126, "its subnet-router anycast address and its gateway"
+		if set.Is4() {
+			key, have, longest, keeps = "blockPrefix.ipv4", asked.IPv4, 30, "its network address, its gateway and its broadcast address"
+		}
+		bits := p.bits(set.Is4())
+		if bits > longest && have == 0 {
+			key = fmt.Sprintf("ranges[%d]", i)
+		}
+		if bits > longest {
+			return fmt.Errorf("%s: a block of /%d has no address for a container beside %s; a routed pool needs /%d or shorter", key, bits, keeps, longest)
+		}
+		p.Sets[i] = set.Cut(bits)
+		for j, r := range p.Sets[i] {
+			if (ipam.RangeSet{r}).Size() == 0 {
+				return fmt.Errorf("ranges[%d][%d]: no address of %s is left beside what its blocks keep (%s) and the exclusions", i, j, r.Interval, keeps)
+			}
+		}
+	}
+	return nil
+}
+
+// Nodes is lease.Block.Nodes, with the number of those addresses of a block that
+// the pool gives out.
+func (p Pool) Nodes(b lease.Block) map[lease.Node]int {
+	count := map[lease.Node]int{}
+	if b.Owner != "" {
+		count[b.Owner] = p.Usable(b.CIDR)
+	}
+	for a, e := range b.Given {
+		n := 0
+		if slices.ContainsFunc(p.Sets, func(s ipam.RangeSet) bool { _, usable := s.Find(a); return usable }) {
+			n = 1
+		}
+		if b.Owner != "" {
+			count[b.Owner] -= n
+		}
+		if e.Node != "" {
+			count[e.Node] += n
+		}
+	}
+	return count
+}
+
+// Usable counts the addresses of a block that the pool gives out.
+func (p Pool) Usable(block netip.Prefix) int {
+	n := uint64(0)
+	for _, set := range p.Sets {
+		n += set.Within(block)
+	}
+	return int(n)
 }
 
 // DefaultBits is the prefix length of the blocks of a range set: of a shared

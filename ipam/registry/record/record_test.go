@@ -58,6 +58,33 @@ func TestPoolOfLedger(t *testing.T) {
 	}
 }
 
+// TestRoutedPool: the sets of a routed pool know its blocks, those of a shared one
+// have none; and a node has of a block what the pool gives out of it.
+func TestRoutedPool(t *testing.T) {
+	t.Parallel()
+	p, err := record.LoadPool([]byte(`{"version":1,"name":"a","kind":"routed","ranges":[[{"subnet":"10.5.0.0/16","exclude":["10.5.0.2"]}],[{"subnet":"fd00::/64"}]]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Sets[0][0].BlockBits != 26 || p.IPAM().Sets[1][0].BlockBits != 122 {
+		t.Errorf("blocks of %+v", p.Sets)
+	}
+	given := map[netip.Addr]lease.Entry{netip.MustParseAddr("10.5.0.0"): {Node: n2}, netip.MustParseAddr("10.5.0.5"): {Node: n2}, netip.MustParseAddr("10.5.0.6"): {}}
+	for cidr, want := range map[string]map[lease.Node]int{"10.5.0.0/26": {n1: 58, n2: 1}, "10.5.0.64/26": {n1: 61}, "fd00::/122": {n1: 62}} {
+		b := lease.Block{CIDR: netip.MustParsePrefix(cidr), Owner: n1}
+		if cidr == "10.5.0.0/26" {
+			b.Given = given
+		}
+		if diff := cmp.Diff(want, p.Nodes(b)); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", cidr, diff)
+		}
+	}
+	shared, err := record.LoadPool([]byte(`{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.5.0.0/24"}]]}`))
+	if err != nil || shared.Sets[0][0].BlockBits != 0 || shared.Usable(netip.MustParsePrefix("10.5.0.0/30")) != 2 {
+		t.Errorf("%+v, %v", shared.Sets, err)
+	}
+}
+
 // TestRefuses: what cannot be understood in whole is not taken in part.
 func TestRefuses(t *testing.T) {
 	t.Parallel()
@@ -100,6 +127,11 @@ func TestRefuses(t *testing.T) {
 		{"gateway elsewhere", pool, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.5.0.0/16","gateway":"10.6.0.1"}]]}`, "pool.ranges[0][0].gateway"},
 		{"block too large", pool, `{"version":1,"name":"a","kind":"routed","blockPrefix":{"ipv4":19},` + ranges + `}`, "blockPrefix.ipv4"},
 		{"block larger than its subnet", pool, `{"version":1,"name":"a","kind":"routed","blockPrefix":{"ipv4":24},"ranges":[[{"subnet":"10.5.0.0/25"}]]}`, "ranges[0]"},
+		{"block without room for a container", pool, `{"version":1,"name":"a","kind":"routed","blockPrefix":{"ipv4":31},` + ranges + `}`, "blockPrefix.ipv4: a block of /31 has no address for a container beside its network address, its gateway and its broadcast address; a routed pool needs /30 or shorter"},
+		{"block without room, IPv6", pool, `{"version":1,"name":"a","kind":"routed","blockPrefix":{"ipv6":127},"ranges":[[{"subnet":"fd00::/64"}]]}`, "blockPrefix.ipv6: a block of /127"},
+		{"subnet without room for a block", pool, `{"version":1,"name":"a","kind":"routed","ranges":[[{"subnet":"10.5.0.0/24"},{"subnet":"10.6.0.0/31"}]]}`, "ranges[0]: a block of /31"},
+		{"nothing left of a range", pool, `{"version":1,"name":"a","kind":"routed","ranges":[[{"subnet":"10.5.0.0/24"},{"subnet":"10.6.0.0/24","rangeStart":"10.6.0.64","rangeEnd":"10.6.0.65"}]]}`, "ranges[0][1]: no address of 10.6.0.64-10.6.0.65 is left"},
+		{"gateway of a routed pool", pool, `{"version":1,"name":"a","kind":"routed","ranges":[[{"subnet":"10.5.0.0/16","gateway":"10.5.0.1"}]]}`, "pool.ranges[0][0].gateway: 10.5.0.1 has no meaning in a routed pool"},
 		{"two sets in a block", pool, `{"version":1,"name":"a","kind":"shared","blockPrefix":{"ipv4":26},"ranges":[[{"subnet":"10.5.0.0/24","rangeEnd":"10.5.0.20"}],[{"subnet":"10.5.0.0/24","rangeStart":"10.5.0.21"}]]}`, "shares the block"},
 		{"sticky and routed", pool, `{"version":1,"name":"a","kind":"routed","sticky":true,` + ranges + `}`, "pool.sticky"},
 		{"sticky in words", pool, `{"version":1,"name":"a","kind":"shared","sticky":"yes",` + ranges + `}`, "pool.sticky"},

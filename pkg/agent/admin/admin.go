@@ -34,7 +34,15 @@ type Ledger interface {
 	With(func(*ledger.Ledger) error) error
 }
 
-// Config of a Server. All but Group, Cluster and Events are required.
+// Networks keep the routes and rules of the networks of the cluster.
+type Networks interface {
+	// Peers tells how the peers of a network are reached, or of all if that is "".
+	Peers(network string) []api.Peer
+	// Routing tells how far this node is with what its routes to peers need.
+	Routing() api.Routing
+}
+
+// Config of a Server. All but Group, Cluster, Networks and Events are required.
 type Config struct {
 	// Node is the node's name, Version the agent's.
 	Node, Version string
@@ -52,6 +60,8 @@ type Config struct {
 	// Cluster returns the registry of the cluster, or says why it cannot be used
 	// now; nil where the agent has none.
 	Cluster func() (registry.Registry, error)
+	// Networks are asked for peers; nil where the agent has no cluster.
+	Networks Networks
 	// Events are what is told of; default: none.
 	Events *event.Log
 }

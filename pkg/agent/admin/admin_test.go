@@ -238,6 +238,9 @@ func TestOpenAPI(t *testing.T) {
 	for p := range server.cluster() {
 		served = append(served, p)
 	}
+	for p := range server.networked() {
+		served = append(served, p)
+	}
 	slices.Sort(described)
 	slices.Sort(served)
 	if diff := cmp.Diff(described, served); diff != "" {
@@ -267,7 +270,7 @@ func TestOpenAPI(t *testing.T) {
 		switch {
 		case !slices.Contains(served, route):
 			want = http.StatusNotFound
-		case server.cluster()[route] != nil:
+		case server.cluster()[route] != nil, server.networked()[route] != nil:
 			want = http.StatusServiceUnavailable // this agent has no registry
 		}
 		if err != nil || res.StatusCode != want || len(body) == 0 {

@@ -145,7 +145,7 @@ func TestNetworksAndTenants(t *testing.T) {
 		t.Errorf("delete what cannot be read: %v", err)
 	}
 
-	red := api.Tenant{Name: "red", Leased: 7, Pools: []string{"pods"}}
+	red := api.Tenant{Name: "red", Leased: 5, Pools: []string{"pods"}}
 	tenants, err := c.Tenants(ctx)
 	expect(t, "tenants", []api.Tenant{red}, tenants, err)
 	red.Quota = 5 // less than what is leased
@@ -181,7 +181,7 @@ func TestNodesAndLeases(t *testing.T) {
 	two := api.ClusterNode{NodeName: api.NodeName{Node: n2, Name: "two"}, Leased: 2, Pools: of(2)}
 	nodes, err := c.ClusterNodes(ctx)
 	expect(t, "nodes", []api.ClusterNode{
-		{NodeName: one, Alive: true, Machine: "m", Asserted: 1, Leased: 5, Pools: of(5), Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}, two,
+		{NodeName: one, Alive: true, Machine: "m", Asserted: 1, Leased: 3, Pools: of(3), Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}, two,
 	}, nodes, err)
 	for _, name := range []string{"two", n2} {
 		got, err := c.ClusterNode(ctx, name)

@@ -77,6 +77,9 @@ func (s *Server) handler() http.Handler {
 	for pattern, f := range s.cluster() {
 		mux.HandleFunc(pattern, s.inRegistry(f))
 	}
+	for pattern, f := range s.networked() {
+		mux.HandleFunc(pattern, s.ofNetworks(f))
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		write(w, http.StatusNotFound, api.Problem{Error: wire.NewFailure(fmt.Errorf("there is no %s %s", r.Method, r.URL.Path))})
 	})

@@ -24,8 +24,12 @@ func clusterNodes(reg registry.Registry, r *http.Request) (any, error) {
 		return nil, err
 	}
 	out := []api.ClusterNode{}
+	alive, err := reg.Alive(r.Context())
+	if err != nil {
+		return nil, err
+	}
 	for n, leased := range leasedByNode(v) {
-		out = append(out, describe(v, n, leased))
+		out = append(out, describe(v, n, leased, alive[n]))
 	}
 	slices.SortFunc(out, func(a, b api.ClusterNode) int {
 		return strings.Compare(a.Name+"\x00"+a.Node, b.Name+"\x00"+b.Node)
@@ -51,12 +55,14 @@ func leasedByNode(v *registry.View) map[lease.Node]map[string]int {
 	for n := range v.Gone {
 		know(n)
 	}
-	for n := range v.Live {
-		know(n)
-	}
 	for pool, blocks := range v.Blocks {
+		p, known := v.Pool(pool)
 		for _, s := range blocks {
-			for n, count := range s.Block.Nodes() {
+			counts := s.Block.Nodes()
+			if known {
+				counts = p.Value.Nodes(s.Block)
+			}
+			for n, count := range counts {
 				know(n)
 				out[n][pool] += count
 			}
@@ -65,9 +71,8 @@ func leasedByNode(v *registry.View) map[lease.Node]map[string]int {
 	return out
 }
 
-func describe(v *registry.View, n lease.Node, leased map[string]int) api.ClusterNode {
+func describe(v *registry.View, n lease.Node, leased map[string]int, alive bool) api.ClusterNode {
 	node := v.Nodes[n].Value
-	_, alive := v.Live[n]
 	d := api.ClusterNode{NodeName: *named(v, n), Alive: alive, Machine: node.Machine, Addresses: node.Addresses, Asserted: node.Asserted, Pools: []api.NodePool{}}
 	for uuid, count := range leased {
 		if count > 0 {
@@ -126,7 +131,11 @@ func clusterNode(reg registry.Registry, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return describe(v, n, leased), nil
+	alive, err := reg.Alive(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	return describe(v, n, leased, alive[n]), nil
 }
 
 // removeNode frees, after a rest, what a node has. That it is off is the word
@@ -155,7 +164,7 @@ func (s *Server) removeNode(reg registry.Registry, r *http.Request) (any, error)
 	if v, err = reg.View(r.Context()); err != nil {
 		return nil, err
 	}
-	return describe(v, n, leasedByNode(v)[n]), nil
+	return describe(v, n, leasedByNode(v)[n], false), nil
 }
 
 func leases(reg registry.Registry, r *http.Request) (any, error) {

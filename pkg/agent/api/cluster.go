@@ -69,8 +69,8 @@ type Tenant struct {
 	Name string `json:"name"`
 	// Quota of addresses; 0 is no limit.
 	Quota int64 `json:"quota"`
-	// Leased counts what the quota counts: the addresses of its pools that
-	// belong to nodes, usable or not.
+	// Leased counts what the quota counts: the addresses that its pools give out
+	// and that belong to nodes, in use or not.
 	Leased int64 `json:"leased"`
 	// Pools of the tenant, by name.
 	Pools []string `json:"pools"`
@@ -89,7 +89,7 @@ type ClusterNode struct {
 	// Asserted is the number of the last epoch in which it has brought the
 	// registry into line with its ledger.
 	Asserted int `json:"asserted"`
-	// Leased addresses in all, usable or not, and those of each pool.
+	// Leased addresses in all, of those that pools give out, and those of each pool.
 	Leased int        `json:"leased"`
 	Pools  []NodePool `json:"pools"`
 	// Removed is set for a node that an operator has removed.

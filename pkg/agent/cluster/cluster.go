@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,7 +63,7 @@ type Ledger interface {
 	With(func(*ledger.Ledger) error) error
 }
 
-// Config of a Cluster. All but Events and Now are required.
+// Config of a Cluster. All but Addresses, Events and Now are required.
 type Config struct {
 	// Open connects to the registry's store; close ends the connection, and
 	// failed tells of a store in this process that has broken. It is called again
@@ -75,6 +76,10 @@ type Config struct {
 	Log  *slog.Logger
 	// Registry takes the metrics.
 	Registry prometheus.Registerer
+	// Addresses are those at which peers reach this node, the preferred one first;
+	// none while nobody knows them. Each round tells the registry, if they are
+	// others than before.
+	Addresses func() []netip.Addr
 	// Events hear of what changes; default: the Log alone.
 	Events *event.Log
 	// Now is the wall clock; default fault.Now.
@@ -89,6 +94,7 @@ type Cluster struct {
 	ready   chan struct{}
 	store   atomic.Pointer[registry.Registry] // nil before Open
 	dirty   chan struct{}                     // a round is due
+	peers   chan struct{}                     // how nodes reach each other may have changed
 	highest atomic.Int64                      // revision that was heard of
 	news    news
 	waits   waits
@@ -122,8 +128,11 @@ func New(conf Config) (*Cluster, error) {
 	if conf.Events == nil {
 		conf.Events = event.New(event.Config{Slog: conf.Log, Now: conf.Now})
 	}
+	if conf.Addresses == nil {
+		conf.Addresses = func() []netip.Addr { return nil }
+	}
 	c := &Cluster{
-		conf: conf, log: conf.Log, metrics: newMetrics(conf.Registry), ready: make(chan struct{}), dirty: make(chan struct{}, 1), mu: newLock(),
+		conf: conf, log: conf.Log, metrics: newMetrics(conf.Registry), ready: make(chan struct{}), dirty: make(chan struct{}, 1), peers: make(chan struct{}, 1), mu: newLock(),
 		gone: map[lease.Node]time.Time{},
 	}
 	c.apart.Store(&apart{conf.Now(), errors.New("it was not reached yet")})
@@ -253,7 +262,7 @@ func (c *Cluster) lose(err error) {
 // live joins the cluster and follows the registry until something ends that.
 func (c *Cluster) live(ctx context.Context, failed <-chan error, started func()) error {
 	r := *c.store.Load()
-	session, list, err := c.join(ctx, r)
+	session, view, err := c.join(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -264,7 +273,7 @@ func (c *Cluster) live(ctx context.Context, failed <-chan error, started func())
 	}()
 	group, ctx := errgroup.WithContext(session.Context())
 	group.Go(func() error {
-		return registry.Follow(ctx, r.Store, list, c.mu, c.linger, c.seen)
+		return registry.Follow(ctx, r.Store, view, c.mu, c.linger, c.seen)
 	})
 	group.Go(func() error { return c.rounds(ctx, started) })
 	group.Go(func() error { return c.audit(ctx, r) })
@@ -292,9 +301,9 @@ func (c *Cluster) linger(ctx context.Context, err error, failures int) error {
 	}
 }
 
-// join enrolls the node and opens its session. list is what the registry held
-// before, from which on it can be followed; the zero List where that is not so.
-func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Session, list registry.List, err error) {
+// join enrolls the node and opens its session. view is what the registry held
+// before, from which on it can be followed; nil where that is not so.
+func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Session, view *registry.View, err error) {
 	var past lease.Past
 	var live record.Live
 	var folder string
@@ -312,50 +321,49 @@ func (c *Cluster) join(ctx context.Context, r registry.Registry) (s registry.Ses
 		return err
 	})
 	if err != nil {
-		return nil, list, err
+		return nil, nil, err
 	}
 	known, err := r.Open(ctx)
 	if err != nil {
-		return nil, list, err
+		return nil, nil, err
 	}
-	if list, err = r.List(ctx); err != nil {
-		return nil, list, err
+	if view, err = r.View(ctx); err != nil {
+		return nil, nil, err
 	}
-	back, err := c.wentBack(r, list)
+	back, err := c.wentBack(r, view)
 	if err != nil {
-		return nil, list, err
+		return nil, nil, err
 	}
 	// A node that has never met a registry has nothing to say again.
 	if past.Cluster == "" {
 		past.Epoch = known.Epoch
 	}
-	n := record.Node{Node: live.Node, Name: c.conf.Node, Machine: live.Machine, Boot: live.Boot, Folder: folder, Asserted: past.Epoch.Number}
+	n := record.Node{Node: live.Node, Name: c.conf.Node, Machine: live.Machine, Boot: live.Boot, Folder: folder, Addresses: c.conf.Addresses(), Asserted: past.Epoch.Number}
 	err = r.Enroll(ctx, n)
 	if errors.Is(err, registry.ErrRemoved) {
-		return nil, list, errors.Join(err, c.renew())
+		return nil, nil, errors.Join(err, c.renew())
 	}
 	if err != nil {
-		return nil, list, err
+		return nil, nil, err
 	}
 	if back != nil {
 		if err := r.Freeze(ctx, *back); err != nil {
-			return nil, list, err
+			return nil, nil, err
 		}
-		list = registry.List{} // in it all is well
+		view = nil // in it all is well
 	}
 	session, err := r.Bind(ctx, live, sessionTTL)
 	if err != nil {
-		return nil, list, err
+		return nil, nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.node, c.session, c.trader = n, session, nil
-	return session, list, nil
+	return session, view, nil
 }
 
 // wentBack looks, before anything is written, whether the registry was further.
-func (c *Cluster) wentBack(r registry.Registry, list registry.List) (back *record.Frozen, err error) {
-	v := registry.NewView(list)
+func (c *Cluster) wentBack(r registry.Registry, v *registry.View) (back *record.Frozen, err error) {
 	return back, c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
 		back, err = (&leases.Trader{Ledger: l, Registry: r}).Return(v, lease.Rev(c.highest.Load()))
 		return err
@@ -378,18 +386,12 @@ func (c *Cluster) seen(v *registry.View, news registry.News) error {
 	if news.All {
 		c.tellPoolsLocked()
 	}
+	if news.Peers {
+		ring(c.peers)
+	}
 	if news.For(c.node.Node) {
 		c.Stir()
 		c.news.tell()
 	}
 	return nil
-}
-
-// Stir has a round done soon. Whoever changes what is held of a cluster pool
-// calls it.
-func (c *Cluster) Stir() {
-	select {
-	case c.dirty <- struct{}{}:
-	default:
-	}
 }

@@ -40,6 +40,7 @@ type node struct {
 	stop    func()
 	log     journal
 	down    int // how many times it does not reach the store
+	change  func(*Config)
 }
 
 // journal is a log that is read while it is written.
@@ -99,7 +100,7 @@ func (n *node) start() {
 	if n.l, err = ledger.Open(t.Context(), n.options); err != nil {
 		t.Fatal(err)
 	}
-	n.Cluster, err = New(Config{
+	conf := Config{
 		Open: func(context.Context) (registry.Store, <-chan error, func(), error) {
 			if n.down > 0 {
 				n.down--
@@ -108,8 +109,11 @@ func (n *node) start() {
 			return n.bed.store.As(n.name), nil, func() {}, nil
 		},
 		Ledger: n, Node: n.name, Log: slog.New(slog.NewTextHandler(&n.log, nil)), Registry: prometheus.NewRegistry(),
-	})
-	if err != nil {
+	}
+	if n.change != nil {
+		n.change(&conf)
+	}
+	if n.Cluster, err = New(conf); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -237,11 +237,15 @@ func TestSessionLost(t *testing.T) {
 		defer b.end()
 		n := b.nodes[0]
 		time.Sleep(time.Minute)
-		v, err := b.reg.View(t.Context())
+		item, err := b.reg.Store.Get(t.Context(), record.LiveFolder+string(n.node.Node))
 		if err != nil {
 			t.Fatal(err)
 		}
-		session, err := b.reg.Bind(t.Context(), v.Live[n.node.Node].Value, time.Minute)
+		live, err := record.DecodeLive(item.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		session, err := b.reg.Bind(t.Context(), live, time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}

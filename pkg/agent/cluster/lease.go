@@ -342,7 +342,7 @@ func (c *Cluster) most(pool string) error {
 	}
 	counts, total := map[string]int{}, 0
 	for _, s := range c.view.Blocks[p.Value.UUID] {
-		for n, count := range s.Block.Nodes() {
+		for n, count := range p.Value.Nodes(s.Block) {
 			name := c.view.Nodes[n].Value.Name
 			if name == "" {
 				name = string(n)

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
@@ -172,8 +171,9 @@ func (c *Cluster) lowerLocked(ctx context.Context, t *leases.Trader) error {
 	return nil
 }
 
-// enrollLocked says that this node has asserted what it has in the present
-// epoch, once its ledger knows that epoch.
+// enrollLocked says that this node has other addresses than before, and that it
+// has asserted what it has in the present epoch, once its ledger knows that
+// epoch.
 func (c *Cluster) enrollLocked(ctx context.Context) error {
 	var past lease.Past
 	err := c.conf.Ledger.With(func(l *ledger.Ledger) (err error) {
@@ -181,11 +181,20 @@ func (c *Cluster) enrollLocked(ctx context.Context) error {
 		return err
 	})
 	known := c.view.Cluster.Value
-	if err != nil || past.Cluster != known.ID || past.Epoch != known.Epoch || c.node.Asserted >= past.Epoch.Number {
+	if err != nil {
 		return err
 	}
 	n := c.node
-	n.Asserted = past.Epoch.Number
+	if past.Cluster == known.ID && past.Epoch == known.Epoch {
+		n.Asserted = max(n.Asserted, past.Epoch.Number)
+	}
+	// One that has none for a moment is still reached best at those it had.
+	if addrs := c.conf.Addresses(); len(addrs) > 0 {
+		n.Addresses = addrs
+	}
+	if n.Asserted == c.node.Asserted && slices.Equal(n.Addresses, c.node.Addresses) {
+		return nil
+	}
 	if err := c.store.Load().Enroll(ctx, n); err != nil {
 		return err
 	}
@@ -228,12 +237,13 @@ func (c *Cluster) sweepLocked(ctx context.Context) error {
 
 // turn is how long this node leaves it to others to free something.
 func (c *Cluster) turn() time.Duration {
-	var nodes []lease.Node
-	for n := range c.view.Live {
-		nodes = append(nodes, n)
+	before := 0
+	for n := range c.view.Nodes {
+		if _, gone := c.view.Gone[n]; !gone && n < c.node.Node {
+			before++
+		}
 	}
-	slices.SortFunc(nodes, func(a, b lease.Node) int { return strings.Compare(string(a), string(b)) })
-	return min(time.Duration(max(0, slices.Index(nodes, c.node.Node)))*2*time.Second, time.Minute)
+	return min(time.Duration(before)*2*time.Second, time.Minute)
 }
 
 // named are the nodes that anything names. Tombstones stay for ever, so that

@@ -79,14 +79,18 @@ func (t *Trader) Need(ctx context.Context, v *registry.View, p record.Pool, set 
 		}
 		return false, full
 	}
-	return false, nil
+	return false, full // of a routed pool nobody gives anything
 }
 
 // noRoom says why no whole block of a range set may be leased, if it is for the
 // quota: addresses that other nodes have are none that it limits.
 func noRoom(v *registry.View, p record.Pool, set int) (full, err error) {
-	bits := p.Bits(p.Sets[set][0].First)
-	err = v.Room(p.UUID, int64(lease.Block{CIDR: netip.PrefixFrom(p.Sets[set][0].First, bits)}.Size()))
+	first := p.Sets[set][0].First
+	size := lease.Block{CIDR: netip.PrefixFrom(first, p.Bits(first))}.Size()
+	if p.Kind == record.Routed {
+		size = p.Usable(netip.PrefixFrom(first, p.Bits(first)).Masked())
+	}
+	err = v.Room(p.UUID, int64(size))
 	if errors.As(err, new(*registry.QuotaError)) {
 		return err, nil
 	}
@@ -110,10 +114,14 @@ func (t *Trader) Fetch(ctx context.Context, v *registry.View, p record.Pool, a n
 		return false, err
 	}
 	put(v, p, s)
-	goal := lease.Goal{}
+	goal, more := lease.Goal{}, 1
 	e, given := s.Block.Given[a]
 	switch {
 	case s.Block.Has(me, a):
+	case p.Kind == record.Routed && s.Block.Owner == "" && s.Block.Sole(me):
+		goal, more = lease.Goal{Lease: true}, p.Usable(cidr)
+	case p.Kind == record.Routed:
+		return false, &ipam.TakenError{Addr: a, State: ipam.Elsewhere, Holder: holder(v, s.Block, e)}
 	case !given && s.Block.Owner == "":
 		goal.Lease = true
 	case given && e.Node == "" && (e.Key == "" || e.Key == owner || p.Sticky == ipam.NotSticky || e.Over(t.now(), p.StickyFor)):
@@ -122,7 +130,7 @@ func (t *Trader) Fetch(ctx context.Context, v *registry.View, p record.Pool, a n
 		return false, &ipam.TakenError{Addr: a, State: ipam.Elsewhere, Holder: holder(v, s.Block, e)}
 	}
 	if goal.Lease || goal.Claim != nil {
-		if err := v.Room(p.UUID, 1); err != nil {
+		if err := v.Room(p.UUID, int64(more)); err != nil {
 			return false, err
 		}
 	}

@@ -229,18 +229,32 @@ func (t *Trader) balance(ctx context.Context, v *registry.View, p record.Pool, m
 func (t *Trader) balanceOf(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node, uses []lease.Use) error {
 	free, size := 0, 1
 	for _, u := range uses {
-		free, size = free+u.Free, lease.Block{CIDR: u.CIDR}.Size()
+		free += u.Free
+		if size = max(size, lease.Block{CIDR: u.CIDR}.Size()); p.Kind == record.Routed {
+			size = max(1, p.Usable(u.CIDR))
+		}
 	}
 	perSecond := float64(t.Ledger.Demand(p.UUID)) / 2
 	if lease.Low(free, size, perSecond) {
 		return t.more(ctx, v, p, set, me)
 	}
 	var errs []error
-	leased := lease.Leased(slices.Values(v.SeenOf(p, set)), p.Sets[set].Size())
+	leased := share(v, p, set)
 	for _, cidr := range lease.Spare(uses, size, perSecond, leased, t.now().Sub(t.attached[p.UUID])) {
 		errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Return: true, Now: t.now().Truncate(time.Second)}))
 	}
 	return errors.Join(errs...)
+}
+
+// share is that of a range set's addresses which nodes have.
+func share(v *registry.View, p record.Pool, set int) float64 {
+	n := 0
+	for _, s := range v.SeenOf(p, set) {
+		for _, count := range p.Nodes(s.Block) {
+			n += count
+		}
+	}
+	return float64(n) / float64(max(1, p.Sets[set].Size()))
 }
 
 // more leases ahead: nobody waits, so nobody is asked.
@@ -250,7 +264,7 @@ func (t *Trader) more(ctx context.Context, v *registry.View, p record.Pool, set 
 		return err
 	}
 	found := search.Find()
-	if !found.CIDR.IsValid() || v.Room(p.UUID, int64(lease.Block{CIDR: found.CIDR}.Size())) != nil {
+	if !found.CIDR.IsValid() || v.Room(p.UUID, int64(p.Usable(found.CIDR))) != nil {
 		return nil
 	}
 	err = t.to(ctx, v, p, found.CIDR, found.Goal)

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
@@ -64,10 +65,7 @@ func (s *Service) handle(ctx context.Context, c *net.UnixConn, l *ledger.Ledger)
 		s.metrics.observe(string(q.Op), "dropped", began)
 		return
 	}
-	a := client.Answer(ctx, l, s.cluster(), q, wanted)
-	if q.Op == wire.OpRelease && s.conf.Cluster != nil {
-		s.conf.Cluster.Stir()
-	}
+	a := s.answer(ctx, l, q, wanted)
 	s.respond(c, a)
 	s.tellConflicts(q, a)
 	if q.Allocate != nil && a.Allocation != nil && s.conf.Ahead != nil {
@@ -80,6 +78,33 @@ func (s *Service) handle(ctx context.Context, c *net.UnixConn, l *ledger.Ledger)
 		result = "error"
 	}
 	s.metrics.observe(string(q.Op), result, began)
+}
+
+// answer does what is asked. An attachment that reaches a network's peers is not
+// made before there are routes to them.
+func (s *Service) answer(ctx context.Context, l *ledger.Ledger, q *wire.Request, wanted func() error) *wire.Response {
+	networked := q.Allocate != nil && q.Allocate.Uses.Network != ""
+	if networked {
+		if err := s.await(ctx, q.Allocate.Uses); err != nil {
+			return &wire.Response{Version: wire.Version, Failure: wire.NewFailure(err)}
+		}
+	}
+	a := client.Answer(ctx, l, s.cluster(), q, wanted)
+	if q.Op == wire.OpRelease && s.conf.Cluster != nil {
+		s.conf.Cluster.Stir()
+	}
+	networked = networked || a.Released != nil && a.Released.Uses.Network != ""
+	if networked && s.conf.Networks != nil {
+		s.conf.Networks.Stir()
+	}
+	return a
+}
+
+func (s *Service) await(ctx context.Context, u ipam.Uses) error {
+	if s.conf.Networks == nil {
+		return &ipam.FieldError{Place: "network", Msg: fmt.Sprintf(`the agent has no registry, so it knows no network %q; say where it is with "registry" in underlayd.json`, u.Network)}
+	}
+	return s.conf.Networks.Await(ctx, u)
 }
 
 // tellConflicts tells of addresses that a plugin has found to be in use by

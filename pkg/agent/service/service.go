@@ -56,6 +56,15 @@ type Cluster interface {
 	Stir()
 }
 
+// Networks keep the routes and rules of the networks of the cluster.
+type Networks interface {
+	// Await waits, for two seconds at most, until what an attachment uses of its
+	// network is there, or says why it is not.
+	Await(ctx context.Context, u ipam.Uses) error
+	// Stir says that such an attachment has come or gone.
+	Stir()
+}
+
 // Config of a Service.
 type Config struct {
 	// Ledger says where it is; required. ReadOnly must not be set.
@@ -66,6 +75,9 @@ type Config struct {
 	Registry prometheus.Registerer
 	// Cluster gets what the ledger does not have; nil for a node on its own.
 	Cluster Cluster
+	// Networks have what attachments use of a network before they are made; nil
+	// for a node on its own.
+	Networks Networks
 	// Ahead, unless nil, hears of each allocation. It must not wait.
 	Ahead func(ipam.AllocateRequest)
 	// Events hear of conflicts; default: the Log alone.

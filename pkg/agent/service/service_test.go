@@ -63,10 +63,14 @@ func newPlace(t testing.TB) *place {
 }
 
 // start starts an agent's service, ready; stop ends it.
-func (p *place) start() (s *Service, stop func()) {
+func (p *place) start(change ...func(*Config)) (s *Service, stop func()) {
 	p.t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	s, err := New(Config{Ledger: p.options, Log: log, Registry: prometheus.NewRegistry(), RetryAfter: 50 * time.Millisecond})
+	conf := Config{Ledger: p.options, Log: log, Registry: prometheus.NewRegistry(), RetryAfter: 50 * time.Millisecond}
+	for _, f := range change {
+		f(&conf)
+	}
+	s, err := New(conf)
 	if err != nil {
 		p.t.Fatal(err)
 	}

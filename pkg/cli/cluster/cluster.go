@@ -38,7 +38,7 @@ type Commands struct {
 // Nouns are those that are only here; the verbs of Pool belong to a noun that
 // has others.
 func (c Commands) Nouns() []*cobra.Command {
-	return []*cobra.Command{c.lease(), c.network(), c.node(), c.registry(), c.tenant()}
+	return []*cobra.Command{c.lease(), c.network(), c.node(), c.peer(), c.registry(), c.tenant()}
 }
 
 func (c Commands) print(cmd *cobra.Command, v any, people func(*term.Table)) error {

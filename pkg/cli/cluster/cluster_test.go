@@ -21,6 +21,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/registry/memstore"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/admin"
+	"github.com/underlay-cni/underlay/pkg/agent/api"
 	"github.com/underlay-cni/underlay/pkg/cli"
 )
 
@@ -175,6 +176,7 @@ func (w *world) start(cluster bool) error {
 	}
 	if cluster {
 		conf.Cluster = func() (registry.Registry, error) { return w.registry(), nil }
+		conf.Networks = routed{}
 	}
 	server, err := admin.New(conf)
 	if err != nil {
@@ -202,6 +204,31 @@ func (w *world) stop() (err error) {
 		err, w.ledger = errors.Join(err, w.ledger.Close()), nil
 	}
 	return err
+}
+
+// routed is a node that reaches one of two peers, and has a firewall.
+type routed struct{}
+
+func (routed) Peers(network string) []api.Peer {
+	if network == "nosuch" {
+		return []api.Peer{}
+	}
+	return []api.Peer{
+		{Network: "pods", NodeName: api.NodeName{Node: string(n2), Name: "n2"}, Address: netip.MustParseAddr("192.0.2.2"), Dev: "eth1",
+			Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.0.64/26"), netip.MustParsePrefix("10.5.1.0/26")}, State: api.PeerDirect},
+		{Network: "pods", NodeName: api.NodeName{Node: podsUUID}, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.2.0/26")},
+			State: api.PeerUnreachable, Reason: "198.51.100.7 is on no subnet that this node is on"},
+	}
+}
+
+func (routed) Routing() api.Routing {
+	return api.Routing{
+		Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+		Networks: []api.RoutingNetwork{{Name: "pods", Backend: "hostgw", Pool: "pods", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.0.0/16")},
+			Own: []netip.Prefix{netip.MustParsePrefix("10.5.0.0/26")}, Synced: true}},
+		Drops:   []api.ForwardDrop{{Chain: "ip filter FORWARD (nft)", Command: "iptables-nft -I DOCKER-USER -j ACCEPT"}},
+		Skipped: []api.SkippedRecord{{Network: "pods", Node: string(n2), Block: netip.MustParsePrefix("10.5.3.0/26"), Reason: "version 2"}},
+	}
 }
 
 // TestUsage: what the command line itself says wrong is told before any agent

@@ -12,7 +12,7 @@ import (
 
 func (c Commands) network() *cobra.Command {
 	return term.Noun("network", "How nodes reach each other's blocks of a pool",
-		c.networkCreate(), c.networkDelete(), c.networkImport(), c.networkList(), c.networkShow(), c.networkUpdate())
+		c.networkCreate(), c.networkDelete(), c.networkImport(), c.networkList(), c.networkShow(), c.networkStatus(), c.networkUpdate())
 }
 
 const networkForm = `The document is a JSON object with version, name, tenant, pool, backend (hostgw or

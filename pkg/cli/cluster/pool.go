@@ -65,7 +65,7 @@ func (s *simplePool) flags(cmd *cobra.Command) {
 	f.StringVar(&s.subnet, "subnet", "", "`prefix` of the subnet")
 	f.StringVar(&s.start, "range-start", "", "first `address` to give out (default the subnet's first)")
 	f.StringVar(&s.end, "range-end", "", "last `address` to give out (default the subnet's last)")
-	f.StringVar(&s.gateway, "gateway", "", "`address` of the gateway (default the subnet's first)")
+	f.StringVar(&s.gateway, "gateway", "", "`address` of the gateway (default the subnet's first; a routed pool has one for each block)")
 	f.StringArrayVar(&s.exclude, "exclude", nil, "`address`, prefix or first-last to leave out; may be given again")
 	f.StringVar(&s.kind, "kind", record.Shared, "`kind`: shared, any address on any node; or routed, whole blocks on a node")
 	f.StringVar(&s.tenant, "tenant", "", "`name` of the tenant (default none)")

@@ -1,0 +1,105 @@
+package network
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+
+	"github.com/underlay-cni/underlay/pkg/hostnet"
+)
+
+// Parent says which interfaces are meant: exactly one of the fields is set.
+type Parent struct {
+	// Name of the interface.
+	Name string
+	// Match is a regular expression for the whole name.
+	Match string
+	// Reach is an address: the interface by which it is reached.
+	Reach netip.Addr
+}
+
+// Compile is the expression of Match.
+func (p Parent) Compile() (*regexp.Regexp, error) { return regexp.Compile("^(?:" + p.Match + ")$") }
+
+// parents finds the interfaces that Parents mean.
+type parents struct {
+	all   []parent // by their names for people
+	reach []netip.Addr
+}
+
+type parent struct {
+	Parent
+	match *regexp.Regexp
+}
+
+func newParents(conf map[string]Parent) (p parents, err error) {
+	for _, name := range slices.Sorted(maps.Keys(conf)) {
+		one := parent{Parent: conf[name]}
+		if one.Match != "" {
+			if one.match, err = one.Compile(); err != nil {
+				return p, fmt.Errorf("parents.%s.match: %w", name, err)
+			}
+		}
+		if one.Reach.IsValid() {
+			p.reach = append(p.reach, one.Reach)
+		}
+		p.all = append(p.all, one)
+	}
+	return p, nil
+}
+
+// devs are the interfaces, the preferred one first.
+func (p parents) devs(s hostnet.State) []string {
+	if len(p.all) == 0 {
+		return s.Default
+	}
+	var out []string
+	add := func(name string) {
+		if name != "" && !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	for _, one := range p.all {
+		switch {
+		case one.match != nil:
+			for _, l := range s.Links {
+				if one.match.MatchString(l.Name) {
+					add(l.Name)
+				}
+			}
+		case one.Reach.IsValid():
+			add(s.Reach[one.Reach])
+		default:
+			add(one.Name)
+		}
+	}
+	return out
+}
+
+// addresses are those of the interfaces that last. Of an interface, those of
+// IPv4 come first, the primary one before others; the kernel has no order for
+// those of IPv6 that would stay.
+func (p parents) addresses(s hostnet.State) (out []netip.Addr) {
+	for _, dev := range p.devs(s) {
+		l, _ := s.Link(dev)
+		var four, six []netip.Addr
+		for _, a := range l.Addrs {
+			switch {
+			case a.Passing:
+			case a.Addr().Is4():
+				four = append(four, a.Addr())
+			default:
+				six = append(six, a.Addr())
+			}
+		}
+		slices.SortFunc(six, netip.Addr.Compare)
+		for _, a := range slices.Concat(four, six) {
+			if !slices.Contains(out, a) {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
+}

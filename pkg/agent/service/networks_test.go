@@ -1,0 +1,97 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/ledger"
+)
+
+// routes are there or not.
+type routes struct {
+	mu      sync.Mutex
+	why     error
+	asked   []ipam.Uses
+	stirred int
+}
+
+func (r *routes) Await(_ context.Context, u ipam.Uses) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked = append(r.asked, u)
+	return r.why
+}
+
+func (r *routes) Stir() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stirred++
+}
+
+func (r *routes) set(why error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.why = why
+}
+
+func (r *routes) heard() (asked []ipam.Uses, stirred int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.asked, r.stirred
+}
+
+// TestNetworks: an attachment that reaches peers is not made before it can, and
+// what keeps the routes hears of it.
+func TestNetworks(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	_, stop := p.start()
+	uses := ipam.Uses{Network: "pods", Masquerade: true}
+	add := func(id string, u ipam.Uses) error {
+		req := p.request(id)
+		req.Uses = u
+		_, err := p.c.Allocate(t.Context(), req, nil)
+		return err
+	}
+	var field *ipam.FieldError
+	if err := add("c1", uses); !errors.As(err, &field) || field.Place != "network" || !strings.Contains(field.Msg, `"pods"`) {
+		t.Errorf("on a node on its own: %v", err)
+	}
+	stop()
+	r := &routes{why: &ipam.FieldError{Place: "network", Msg: "nobody knows it", Code: ipam.CodeTryAgainLater}}
+	s, _ := p.start(func(c *Config) { c.Networks = r })
+	if err := add("c1", uses); !errors.As(err, &field) || field.CNICode() != ipam.CodeTryAgainLater || field.Msg != "nobody knows it" {
+		t.Errorf("without routes: %v", err)
+	}
+	err := s.With(func(l *ledger.Ledger) error {
+		_, _, found, err := l.Attachment(att("c1"))
+		if found {
+			t.Error("it is on record all the same")
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	r.set(nil)
+	for _, u := range []ipam.Uses{uses, {}} {
+		if err := add("c1"+u.Network, u); err != nil {
+			t.Errorf("%+v: %v", u, err)
+		}
+	}
+	if asked, stirred := r.heard(); len(asked) != 2 || asked[1] != uses || stirred != 1 {
+		t.Errorf("asked for %+v, stirred %d times", asked, stirred)
+	}
+	for _, u := range []ipam.Uses{uses, {}} {
+		if _, err := p.c.Release(t.Context(), ipam.ReleaseRequest{Attachment: att("c1" + u.Network)}, nil); err != nil {
+			t.Errorf("%+v: %v", u, err)
+		}
+	}
+	if _, stirred := r.heard(); stirred != 2 {
+		t.Errorf("stirred %d times", stirred)
+	}
+}
