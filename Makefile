@@ -140,7 +140,7 @@ demo-clean: root ## remove what `make demo KEEP=1` left up
 GUEST := user-mode-linux kmod iptables
 
 .PHONY: test
-test: PACKAGES := ca-certificates gcc libc6-dev iproute2 iputils-ping nftables busybox-static containerd runc etcd-server $(GUEST)
+test: PACKAGES := ca-certificates gcc libc6-dev iproute2 iputils-ping nftables busybox-static containerd runc etcd-server iperf3 $(GUEST)
 test: root packages lint test-rooms test-whole test-guest conformance ## everything but the benchmarks; sets a fresh Debian machine up by itself
 
 .PHONY: test-rooms
@@ -176,7 +176,7 @@ conformance: root packages ## the reference plugins' own specs, 168 of macvlan a
 	go test -count=1 -v ./e2e/conformance
 
 .PHONY: bench
-bench: PACKAGES := ca-certificates etcd-server $(GUEST)
+bench: PACKAGES := ca-certificates etcd-server iperf3 iproute2 nftables $(GUEST)
 bench: root packages build ## measure ours beside the reference (ARGS="-rounds 80 -json"; ARGS=-h lists them)
 	@go run ./e2e/bench -bin $(BIN) $(ARGS)
 

@@ -81,7 +81,7 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	var complaint strings.Builder
-	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "-bin", dir, "-rounds", "1", "-run", "one|many|peers|ipvlan", "-json")
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "-bin", dir, "-rounds", "1", "-run", "one|many|peers|path|ipvlan", "-json")
 	cmd.Stderr = &complaint
 	out, err := cmd.Output()
 	if err != nil {
@@ -105,10 +105,18 @@ func TestRun(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("series with results (-want +got):\n%s", diff)
 	}
+	if len(report.Ratios) != 8 {
+		t.Errorf("ratios of pairs: %+v", report.Ratios)
+	}
+	for _, x := range report.Ratios {
+		if x.Pairs < 6 || x.Low <= 0 || x.Low > x.Median || x.Median > x.High {
+			t.Errorf("%+v", x)
+		}
+	}
 	if report.Guest == "" || report.Guest == report.Machine.Kernel {
 		t.Errorf("the guest's kernel is %q, the machine's %q", report.Guest, report.Machine.Kernel)
 	}
-	if len(report.Budgets) < 5+6+len(report.Sizes) {
+	if len(report.Budgets) < 5+6+6+len(report.Sizes) {
 		t.Errorf("%d budgets were judged", len(report.Budgets))
 	}
 }

@@ -20,7 +20,8 @@
 // What leads to many peers is measured without a cluster (package peers): the
 // routes, neighbours and FDB entries, beside the calls that flannel makes.
 //
-// It leaves out throughput.
+// What way packets take between two hosts (package path) is compared in pairs, as
+// ratios with an interval.
 package main
 
 import (
@@ -102,7 +103,7 @@ func parse() (options, error) {
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "folder on a disk, for the ledgers")
 	flag.IntVar(&o.rounds, "rounds", 240, "attachments per variant, one at a time; other sections scale with it")
 	flag.IntVar(&o.workers, "workers", 8, "attachments at once")
-	flag.StringVar(&only, "run", "", "run only the sections that match: one, many, ipv6, held, agent, peers, scale, crowd, ipvlan")
+	flag.StringVar(&only, "run", "", "run only the sections that match: one, many, ipv6, held, agent, peers, path, scale, crowd, ipvlan")
 	flag.BoolVar(&o.scale, "scale", false, "also attach 128 pods to 16 networks each, make 5,000 routes as flannel does, and start a crowd of agents (12 minutes more)")
 	flag.IntVar(&o.agents, "agents", 1000, "agents in the crowd; on two processors 300 say more about the agents, and less about the machine")
 	flag.BoolVar(&o.json, "json", false, "print JSON")
@@ -141,7 +142,7 @@ func outside(ctx context.Context, o options) (r *Report, err error) {
 		return nil, err
 	}
 	fmt.Fprintln(os.Stderr, "building the reference plugins and the floor program")
-	if err := binaries.Reference(ctx, referenceDir(scratch), "./plugins/main/macvlan", "./plugins/main/ipvlan", "./plugins/ipam/host-local"); err != nil {
+	if err := binaries.Reference(ctx, referenceDir(scratch), "./plugins/main/macvlan", "./plugins/main/ipvlan", "./plugins/main/bridge", "./plugins/ipam/host-local"); err != nil {
 		return nil, err
 	}
 	if err := binaries.Package(ctx, floorDir(scratch), "./e2e/bench/floor"); err != nil {
@@ -170,6 +171,7 @@ func outside(ctx context.Context, o options) (r *Report, err error) {
 		}
 		r.Series = append(r.Series, part.Series...)
 		r.Figures = append(r.Figures, part.Figures...)
+		r.Ratios = append(r.Ratios, part.Ratios...)
 		r.Budgets = append(r.Budgets, part.Budgets...)
 	}
 	if !ran {

@@ -35,6 +35,7 @@ type Report struct {
 	Workers int       `json:"workers"`         // where several are at once
 	Series  []*Series `json:"series"`
 	Figures []Figure  `json:"figures,omitempty"`
+	Ratios  []Ratio   `json:"ratios,omitempty"`
 	Sizes   []Size    `json:"sizes"`
 	Budgets []Budget  `json:"budgets"`
 }
@@ -197,6 +198,15 @@ func (r *Report) print(out io.Writer) error {
 			fmt.Fprintf(buffered, "\n%s\n", f.Section)
 		}
 		fmt.Fprintf(table, "%.2f\t  %s\n", f.Value, f.What)
+	}
+	table.Flush()
+	for i, x := range r.Ratios {
+		if i == 0 || r.Ratios[i-1].Section != x.Section {
+			table.Flush()
+			fmt.Fprintf(buffered, "\n%s: ratios of pairs\n", x.Section)
+			fmt.Fprint(table, "median\t95 % interval\tpairs\t  what\n")
+		}
+		fmt.Fprintf(table, "%.3f\t%.3f to %.3f\t%d\t  %s\n", x.Median, x.Low, x.High, x.Pairs, x.What)
 	}
 	table.Flush()
 	fmt.Fprint(buffered, "\nbudgets\n")

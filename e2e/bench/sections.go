@@ -38,6 +38,7 @@ func (o options) wanted(guest bool) (wanted []section) {
 		{"held", false, (*bench).held},
 		{"agent", false, (*bench).agent},
 		{"peers", false, (*bench).peers},
+		{"path", false, (*bench).path},
 		{"scale", false, (*bench).scaled},
 		{"crowd", false, (*bench).crowd},
 		{"ipvlan", true, (*bench).ipvlan},
