@@ -149,7 +149,7 @@ func TestHostgwCheck(t *testing.T) {
 		spoil      func(c *attachment, end string) []string
 	}{
 		{"host route", "the host has no route to 10.5.1.", nil, func(c *attachment, _ string) []string {
-			return []string{"ip", "route", "del", c.addrs[0].String()}
+			return []string{"ip", "route", "flush", c.addrs[0].String()}
 		}},
 		{"MAC of the host's end", "has MAC 02:00:00:00:00:09", nil, func(_ *attachment, end string) []string {
 			return []string{"ip", "link", "set", end, "address", "02:00:00:00:00:09"}

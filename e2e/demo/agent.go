@@ -31,7 +31,8 @@ func (d *demo) startAgent(h *lab.Host) error {
 	if h == d.hosts[0] {
 		registry = map[string]any{"embedded": map[string]any{"dataDir": filepath.Join(folder, "etcd"), "listen": registryAt}}
 	}
-	conf, err := json.Marshal(map[string]any{"nodeName": h.Name, "dataDir": h.DataDir, "runDir": h.RunDir, "registry": registry})
+	conf, err := json.Marshal(map[string]any{"nodeName": h.Name, "dataDir": h.DataDir, "runDir": h.RunDir, "registry": registry,
+		"parents": map[string]any{"lan": map[string]any{"name": lab.Parent}}})
 	if err != nil {
 		return err
 	}
@@ -109,11 +110,16 @@ func (d *demo) killAgents() (err error) {
 
 // createPool tells the registry of the pool, as an operator would.
 func (d *demo) createPool(ctx context.Context) error {
-	file := filepath.Join(filepath.Dir(d.hosts[0].DataDir), "pool.json")
-	if err := os.WriteFile(file, []byte(poolObject), 0o600); err != nil {
+	return d.create(ctx, "pool", poolObject)
+}
+
+// create makes an object of the registry.
+func (d *demo) create(ctx context.Context, noun, object string) error {
+	file := filepath.Join(filepath.Dir(d.hosts[0].DataDir), noun+".json")
+	if err := os.WriteFile(file, []byte(object), 0o600); err != nil {
 		return err
 	}
-	_, err := d.hosts[0].Exec(ctx, d.underlayctl(d.hosts[0], "pool", "create", file)...)
+	_, err := d.hosts[0].Exec(ctx, d.underlayctl(d.hosts[0], noun, "create", file)...)
 	return err
 }
 

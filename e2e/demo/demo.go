@@ -14,7 +14,8 @@ import (
 )
 
 const intro = `Three hosts on a switch, all in 192.0.2.0/24 and 2001:db8::/64, with an agent each; that of h1 runs the
-registry (etcd). Containers on macvlan get their addresses from one pool, "lan".
+registry (etcd). Containers on macvlan get their addresses from one pool, "lan"; others are routed from host
+to host, in blocks of the pool "pods".
 `
 
 // conf is the network's configuration, the same on all hosts.
@@ -33,6 +34,7 @@ type demo struct {
 	hosts    []*lab.Host
 	agents   map[*lab.Host]*exec.Cmd // that run
 	stations []station
+	pods     []station // containers that are routed
 }
 
 // station is a host, or a container attached to the network.
@@ -44,6 +46,7 @@ type station struct {
 	mac   string
 
 	container *lab.Container // nil for a host
+	conf      string         // of its network
 }
 
 func (d *demo) run(ctx context.Context) (err error) {
@@ -62,6 +65,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		func(ctx context.Context) error { return d.addHosts(ctx, l) },
 		d.startAgents, d.createPool, d.attachAll, d.startAgents,
 		d.printStations, d.pingAll, d.printLeases, d.printLedgers,
+		d.routePods, d.printRoutes, d.pingPods,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -120,7 +124,7 @@ func (d *demo) attachAll(ctx context.Context) error {
 				return err
 			}
 		}
-		s, err := d.attach(ctx, step.on, step.name)
+		s, err := d.attach(ctx, step.on, step.name, conf)
 		if err != nil {
 			return err
 		}
@@ -131,8 +135,8 @@ func (d *demo) attachAll(ctx context.Context) error {
 	return nil
 }
 
-// attach makes a container and ADDs it to the network.
-func (d *demo) attach(ctx context.Context, h *lab.Host, name string) (station, error) {
+// attach makes a container and ADDs it to the network that conf configures.
+func (d *demo) attach(ctx context.Context, h *lab.Host, name, conf string) (station, error) {
 	c, err := h.AddContainer(ctx, name)
 	if err != nil {
 		return station{}, err
@@ -148,7 +152,7 @@ func (d *demo) attach(ctx context.Context, h *lab.Host, name string) (station, e
 	if !ok || len(result.IPs) != 2 {
 		return station{}, fmt.Errorf("attach %s on %s: got interface eth0: %v, %d addresses", name, h.Name, ok, len(result.IPs))
 	}
-	s := station{Namespace: c.Namespace, name: name, host: h, mac: link.MAC, container: c}
+	s := station{Namespace: c.Namespace, name: name, host: h, mac: link.MAC, container: c, conf: conf}
 	for _, ip := range result.IPs {
 		addr, _ := netip.AddrFromSlice(ip.Address.IP)
 		s.addrs = append(s.addrs, addr.Unmap())

@@ -24,7 +24,7 @@ func TestDemo(t *testing.T) {
 		if err := d.run(t.Context()); err != nil {
 			t.Fatalf("%v\n%s", err, &out)
 		}
-		for _, want := range []string{"h2     c4 ", "c6 on h1 has got 192.0.2.", "h3 ", "ok", "blocked"} {
+		for _, want := range []string{"h2     c4 ", "c6 on h1 has got 192.0.2.", "h3 ", "ok", "blocked", "p3 on h3 has got 10.5.", "via 192.0.2.3 dev eth1"} {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("no %q in\n%s", want, &out)
 			}

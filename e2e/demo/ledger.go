@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/underlay-cni/underlay/e2e/lab"
@@ -47,11 +48,11 @@ func (d *demo) held(ctx context.Context, h *lab.Host) (int, error) {
 // tearDown detaches the containers and shows that nothing is left of them.
 func (d *demo) tearDown(ctx context.Context) error {
 	links := 0
-	for _, s := range d.stations {
+	for _, s := range slices.Concat(d.stations, d.pods) {
 		if s.container == nil {
 			continue
 		}
-		if err := s.host.CNI(d.bin).Del(ctx, conf, s.container.Runtime()); err != nil {
+		if err := s.host.CNI(d.bin).Del(ctx, s.conf, s.container.Runtime()); err != nil {
 			return fmt.Errorf("detach %s on %s: %w", s.name, s.host.Name, err)
 		}
 		left, err := s.Links(ctx)

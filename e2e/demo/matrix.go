@@ -43,21 +43,31 @@ func (o outcome) cell(want bool) (text string, ok bool) {
 // pingAll pings from every station to every other, over IPv4 and IPv6, and
 // prints who reaches whom.
 func (d *demo) pingAll(ctx context.Context) error {
-	d.title("Who reaches whom, over IPv4 and IPv6 (row pings column)")
-	outcomes, err := d.ping(ctx)
+	err := d.matrix(ctx, "Who reaches whom, over IPv4 and IPv6 (row pings column)", d.stations, reachable)
+	fmt.Fprint(d.out, `  blocked: the kernel passes nothing between a parent and its own macvlan children;
+  "hostAccess": true in the configuration opens that way.
+`)
+	return err
+}
+
+// matrix pings from each of the stations to each other, and prints who reaches
+// whom. It is an error if that is not as it should be.
+func (d *demo) matrix(ctx context.Context, title string, stations []station, reachable func(from, to station) bool) error {
+	d.title("%s", title)
+	outcomes, err := ping(ctx, stations, reachable)
 	if err != nil {
 		return err
 	}
 	var wrong []error
 	w := tabwriter.NewWriter(d.out, 0, 0, 3, ' ', 0)
 	fmt.Fprint(w, "  ")
-	for _, to := range d.stations {
+	for _, to := range stations {
 		fmt.Fprint(w, "\t", to.name)
 	}
 	fmt.Fprintln(w)
-	for i, from := range d.stations {
+	for i, from := range stations {
 		fmt.Fprint(w, "  ", from.name)
-		for j, to := range d.stations {
+		for j, to := range stations {
 			if i == j {
 				fmt.Fprint(w, "\t.")
 				continue
@@ -73,24 +83,21 @@ func (d *demo) pingAll(ctx context.Context) error {
 		fmt.Fprintln(w)
 	}
 	w.Flush()
-	fmt.Fprint(d.out, `  blocked: the kernel passes nothing between a parent and its own macvlan children;
-  "hostAccess": true in the configuration opens that way.
-`)
 	return errors.Join(wrong...)
 }
 
 // ping returns outcomes by the indexes of asking and asked station.
-func (d *demo) ping(ctx context.Context) ([][]outcome, error) {
-	outcomes := make([][]outcome, len(d.stations))
+func ping(ctx context.Context, stations []station, reachable func(from, to station) bool) ([][]outcome, error) {
+	outcomes := make([][]outcome, len(stations))
 	var (
 		all  sync.WaitGroup
 		mu   sync.Mutex // guards outcomes and errs
 		errs []error
 	)
 	slots := make(chan struct{}, 8) // a small machine answers late when asked by all at once
-	for i, from := range d.stations {
-		outcomes[i] = make([]outcome, len(d.stations))
-		for j, to := range d.stations {
+	for i, from := range stations {
+		outcomes[i] = make([]outcome, len(stations))
+		for j, to := range stations {
 			if i == j {
 				continue
 			}

@@ -72,21 +72,35 @@ func (c *config) route(h *link.Handle, e attach.Ends) error {
 				return err
 			}
 		}
-		if err := h.ReplaceRoute(e.Host.Index, hostRoute(addr, own)); err != nil {
-			return err
+		for _, r := range hostRoutes(addr, own) {
+			if err := h.ReplaceRoute(e.Host.Index, r); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// hostRoute is the host's route to a container, which knows the host by one of
-// its own addresses.
-func hostRoute(addr netip.Addr, own []link.Addr) link.Route {
+// leastPreferred is the metric of routes that others of the host may precede.
+const leastPreferred = 1 << 20
+
+// hostRoutes are the host's routes to a container, which knows the host by one
+// of its own addresses. The kernel deletes an IPv4 route with the address that
+// it names as the source (of an IPv6 route it forgets the source), so a second
+// one stands behind it that names none.
+func hostRoutes(addr netip.Addr, own []link.Addr) []link.Route {
 	r := link.Route{Dst: netip.PrefixFrom(addr, addr.BitLen()), Scope: -1}
-	if host, ok := link.HostAddr(own, addr); ok {
-		r.Src = host
+	host, ok := link.HostAddr(own, addr)
+	if !ok {
+		return []link.Route{r}
 	}
-	return r
+	named, behind := r, r
+	named.Src = host
+	behind.Priority = leastPreferred
+	if addr.Is6() {
+		return []link.Route{named}
+	}
+	return []link.Route{named, behind}
 }
 
 // forwards has the host forward for the pair, and for what comes in by master.
