@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // What the registry is told of containers that are routed: each host leases
@@ -40,8 +41,16 @@ func (d *demo) routePods(ctx context.Context) error {
 // printRoutes shows what the agents have made of it.
 func (d *demo) printRoutes(ctx context.Context) error {
 	h := d.hosts[0]
+	peers := d.underlayctl(h, "peer", "list")
+	// A host hears of the last one's block a moment after the ADD there.
+	for range 100 {
+		if out, err := h.Exec(ctx, peers...); err != nil || strings.Count(out, "direct") >= len(d.hosts)-1 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 	for _, argv := range [][]string{
-		d.underlayctl(h, "peer", "list"),
+		peers,
 		{"ip", "route", "show", "proto", "141"},
 		{"ip", "-6", "route", "show", "proto", "141"},
 	} {
@@ -49,11 +58,11 @@ func (d *demo) printRoutes(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		said := strings.Join(argv, " ")
+		what, said := "Routes", strings.Join(argv, " ")
 		if argv[0] != "ip" {
-			said = "underlayctl peer list"
+			what, said = "Peers", "underlayctl peer list"
 		}
-		d.title("Peers of %s (%s)", h.Name, said)
+		d.title("%s of %s (%s)", what, h.Name, said)
 		for line := range strings.Lines(out) {
 			fmt.Fprint(d.out, "  ", line)
 		}
