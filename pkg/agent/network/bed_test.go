@@ -23,7 +23,7 @@ import (
 	"github.com/underlay-cni/underlay/pkg/agent/cluster"
 	"github.com/underlay-cni/underlay/pkg/netns"
 	"github.com/underlay-cni/underlay/pkg/netns/netnstest"
-	"github.com/underlay-cni/underlay/pkg/nft/drop"
+	"github.com/underlay-cni/underlay/pkg/nft"
 )
 
 const pods = `{"version":1,"name":"pods","tenant":"","kind":"routed","ranges":[[{"subnet":"10.5.0.0/16"}],[{"subnet":"2001:db8:5::/112"}]],"blockPrefix":{"ipv4":26,"ipv6":122}}`
@@ -191,4 +191,4 @@ func (h *host) awaitRoutes(what, want string) {
 }
 
 // noDrops is no firewall of others.
-func noDrops(c *Config) { c.Drops = func(context.Context) ([]drop.Drop, error) { return nil, nil } }
+func noDrops(c *Config) { c.Drops = func(context.Context) ([]nft.Drop, error) { return nil, nil } }

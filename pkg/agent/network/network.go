@@ -32,7 +32,6 @@ import (
 	"github.com/underlay-cni/underlay/pkg/hostnet"
 	"github.com/underlay-cni/underlay/pkg/netns"
 	"github.com/underlay-cni/underlay/pkg/nft"
-	"github.com/underlay-cni/underlay/pkg/nft/drop"
 	"github.com/underlay-cni/underlay/pkg/route"
 )
 
@@ -107,7 +106,7 @@ type Config struct {
 	Host   Host
 	Routes route.Kernel
 	Rules  nft.Kernel
-	Drops  func(context.Context) ([]drop.Drop, error)
+	Drops  func(context.Context) ([]nft.Drop, error)
 }
 
 // Task is a task of the agent.
@@ -139,7 +138,7 @@ type Task struct {
 	// armed are the networks that an attachment which is about to be made wants
 	// masqueraded, and until when that counts without a record.
 	armed map[string]time.Time
-	drops []drop.Drop
+	drops []nft.Drop
 }
 
 // New makes a Task.
@@ -154,7 +153,7 @@ func New(conf Config) (*Task, error) {
 	firewall := func(context.Context, func()) error { return nil }
 	if conf.Drops == nil {
 		firewall = func(ctx context.Context, heard func()) error { return nft.WatchDrops(ctx, conf.Netns, heard) }
-		conf.Drops = func(ctx context.Context) ([]drop.Drop, error) { return drop.Find(ctx, conf.Netns) }
+		conf.Drops = func(ctx context.Context) ([]nft.Drop, error) { return nft.Drops(ctx, conf.Netns) }
 	}
 	t := &Task{
 		conf: conf, log: conf.Log, parents: parents, ready: make(chan struct{}), host: make(chan struct{}, 1), stirred: make(chan struct{}, 1),

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/underlay-cni/underlay/pkg/nft"
-	"github.com/underlay-cni/underlay/pkg/nft/drop"
 )
 
 const (
@@ -160,7 +159,7 @@ func (t *Task) lookOnce(ctx context.Context, told map[string]bool) {
 	drops, err := t.conf.Drops(ctx)
 	fixed := false
 	for chain := range told {
-		there := slices.ContainsFunc(drops, func(d drop.Drop) bool { return d.Chain == chain })
+		there := slices.ContainsFunc(drops, func(d nft.Drop) bool { return d.Chain == chain })
 		if !there && (chain != "" || err == nil) {
 			delete(told, chain)
 		}
