@@ -132,7 +132,8 @@ func (c *Config) member(s *shelf, events *event.Log, log *slog.Logger, reg *prom
 		return nil, nil, err
 	}
 	networks, err = network.New(network.Config{
-		Cluster: member, Ledger: s, Log: log, Registry: reg, Parents: c.Parents, Networks: c.Networks, FixForwardDrop: c.FixForwardDrop,
+		Cluster: member, Ledger: s, Log: log, Registry: reg, RunDir: c.RunDir,
+		Parents: c.Parents, Networks: c.Networks, FixForwardDrop: c.FixForwardDrop,
 	})
 	return member, networks, err
 }

@@ -46,8 +46,13 @@ func (t *Task) Await(ctx context.Context, u ipam.Uses) error {
 
 // lacks says what is not there yet.
 func (t *Task) lacks(u ipam.Uses) error {
-	now := t.last()
+	t.mu.Lock()
+	now, before := t.now, t.earlier
+	t.mu.Unlock()
 	if now.snapshot == nil {
+		if !before.lacks(u.Network, u.Masquerade) {
+			return nil
+		}
 		why := now.away
 		if why == nil {
 			why = errors.New("the registry has not been read yet")

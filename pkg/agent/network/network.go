@@ -98,6 +98,10 @@ type Config struct {
 	// FixForwardDrop lets our packets pass others' policies that drop them.
 	FixForwardDrop bool
 
+	// RunDir is the agent's folder of what a reboot forgets; "" has the task forget
+	// with its end which networks it has set routes for.
+	RunDir string
+
 	// Netns is the namespace to act in, which has to stay open; default: the
 	// process's.
 	Netns *netns.NS
@@ -126,8 +130,9 @@ type Task struct {
 	mu     sync.Mutex
 	kernel Host
 	routes *route.Reconciler
-	// now is what the last round came to.
-	now round
+	// now is what the last round came to, and earlier what RunDir says of it.
+	now     round
+	earlier earlier
 	// addrs are those that peers are told; lost is when some of them were first
 	// missed, or zero.
 	addrs []netip.Addr
@@ -155,8 +160,14 @@ func New(conf Config) (*Task, error) {
 		firewall = func(ctx context.Context, heard func()) error { return nft.WatchDrops(ctx, conf.Netns, heard) }
 		conf.Drops = func(ctx context.Context) ([]nft.Drop, error) { return nft.Drops(ctx, conf.Netns) }
 	}
+	before, err := readEarlier(conf.RunDir)
+	if err != nil {
+		// It is made anew as soon as the registry is read.
+		conf.Log.Warn("not known which networks had routes before", "err", err)
+	}
 	t := &Task{
-		conf: conf, log: conf.Log, parents: parents, ready: make(chan struct{}), host: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
+		earlier: before,
+		conf:    conf, log: conf.Log, parents: parents, ready: make(chan struct{}), host: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
 		armed: make(map[string]time.Time), firewall: firewall,
 	}
 	t.rules = rules{log: conf.Log, open: func() (*nft.Reconciler, error) {

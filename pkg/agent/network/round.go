@@ -151,6 +151,7 @@ func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) 
 		for _, n := range now.snapshot.Networks {
 			now.synced[n.Name] = lacking(n) == ""
 		}
+		fail(t.remember(now), &left.ledger)
 	}
 	return left, next
 }
