@@ -229,6 +229,14 @@ func TestPeersLife(t *testing.T) {
 	h1.routesTo("192.0.2.22", "2001:db8::2", "192.0.2.3", "2001:db8::3")
 	meet(t, a.station, b.station)
 
+	// One starts while the registry is away, and has blocks and routes.
+	h1.end(syscall.SIGKILL)
+	h2.end(syscall.SIGKILL)
+	h2.start(ours)
+	h2.ready()
+	meet(t, a.station, h2.pod("late", nil).station)
+	c.start()
+
 	// One dies for good.
 	h3.end(syscall.SIGKILL)
 	eventually(t, "h3 is heard of no more", func() bool {
