@@ -27,6 +27,7 @@ import (
 	"github.com/underlay-cni/underlay/pkg/cli/cluster"
 	"github.com/underlay-cni/underlay/pkg/cli/event"
 	"github.com/underlay-cni/underlay/pkg/cli/term"
+	"github.com/underlay-cni/underlay/pkg/cli/trace"
 )
 
 // Stdio are the streams of a run.
@@ -85,6 +86,7 @@ func (a *app) root() *cobra.Command {
 		a.address(), a.attachment(), a.conf(), a.conflict(), a.ledger(), a.pool(), a.source(), a.version())
 	root.AddCommand(a.cluster().Nouns()...)
 	root.AddCommand(event.Commands{RunDir: func() string { return a.place().RunDir }, Output: &a.output}.Noun())
+	root.AddCommand(trace.Command{RunDir: func() string { return a.place().RunDir }, View: a.view, Output: &a.output}.Verb())
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetUsageTemplate(term.UsageTemplate)
 	flags := root.PersistentFlags()

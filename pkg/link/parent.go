@@ -112,6 +112,8 @@ type Path struct {
 	Own bool
 	// Connected: the address is on the segment of Link.
 	Connected bool
+	// Via is the next hop where there is one.
+	Via netip.Addr
 }
 
 // PathTo asks the kernel's routing table for the way to an address.
@@ -150,6 +152,11 @@ func parsePath(payload []byte) (index int, p Path, err error) {
 		switch a.Kind {
 		case unix.RTA_GATEWAY, unix.RTA_VIA:
 			p.Connected = false
+			via := a.Value
+			if a.Kind == unix.RTA_VIA && len(via) > 2 {
+				via = via[2:] // after its family
+			}
+			p.Via, _ = netip.AddrFromSlice(via)
 		case unix.RTA_OIF:
 			index = number(a.Value)
 		}
