@@ -88,7 +88,8 @@ func identify(path string) (id, bool) {
 }
 
 // openIf opens path if it is that namespace; nil if not. What goes wrong when
-// the namespace vanishes at the same time is no error.
+// the namespace vanishes at the same time is no error: of a name, a plain file
+// stays for a moment.
 func openIf(path string, want id) (*NS, error) {
 	is := func() bool {
 		at, ok := identify(path)
@@ -99,7 +100,7 @@ func openIf(path string, want id) (*NS, error) {
 	}
 	n, err := Open(path)
 	switch {
-	case err != nil && is():
+	case err != nil && !errors.Is(err, ErrGone) && is():
 		return nil, err
 	case err != nil:
 		return nil, nil

@@ -150,6 +150,19 @@ func TestEach(t *testing.T) {
 	}
 }
 
+// TestVanishing: what is left of a name, after its namespace, is passed over.
+func TestVanishing(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "name")
+	if err := os.WriteFile(path, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	at, ok := identify(path)
+	if n, err := openIf(path, at); !ok || n != nil || err != nil {
+		t.Errorf("a plain file: %v, %v, want nothing", n, err)
+	}
+}
+
 func TestEachEnds(t *testing.T) {
 	t.Parallel()
 	newNS(t).live(t)
