@@ -23,8 +23,14 @@ var (
 	errSilent = errors.New("the agent does not answer")
 )
 
-// poll is how long a wait for the agent lasts before it looks at the context.
-const poll = 100 * time.Millisecond
+const (
+	// poll is how long a wait for the agent lasts before it looks at the context.
+	poll = 100 * time.Millisecond
+	// unreadPatience is how long a request may lie unread. An agent that works
+	// reads it at once, whatever it then has to wait for; one that starts opens the
+	// ledger first.
+	unreadPatience = 3 * time.Second
+)
 
 // socket is a connection to the agent. It is made with plain system calls:
 // the poller of package net would cost a plugin more than the exchange does.
@@ -80,7 +86,7 @@ func (s socket) exchange(ctx context.Context, q *wire.Request) (*wire.Response, 
 		}
 		request = request[n:]
 	}
-	r := &reader{ctx: ctx, s: s}
+	r := &reader{ctx: ctx, s: s, sent: time.Now()}
 	a, err := wire.ReadResponse(r)
 	switch {
 	case r.err != nil:
@@ -102,6 +108,8 @@ func (s socket) retry(ctx context.Context, event int16, call func() (int, error)
 			return n, nil
 		case errors.Is(err, unix.EINTR):
 			continue
+		case errors.Is(err, errSilent):
+			return 0, err
 		case !errors.Is(err, unix.EAGAIN):
 			return 0, fmt.Errorf("%w: %w", errLost, err)
 		}
@@ -119,16 +127,30 @@ func (s socket) retry(ctx context.Context, event int16, call func() (int, error)
 	}
 }
 
+// unread reports whether the agent has yet to read what was sent: a process that
+// is stopped, or hangs, has.
+func (s socket) unread() bool {
+	n, err := unix.IoctlGetInt(int(s), unix.SIOCOUTQ)
+	return err == nil && n > 0
+}
+
 // reader reads the response. err is why the connection, not the response, was
 // no good.
 type reader struct {
-	ctx context.Context
-	s   socket
-	err error
+	ctx  context.Context
+	s    socket
+	sent time.Time // the request
+	err  error
 }
 
 func (r *reader) Read(p []byte) (n int, err error) {
-	n, r.err = r.s.retry(r.ctx, unix.POLLIN, func() (int, error) { return unix.Read(int(r.s), p) })
+	n, r.err = r.s.retry(r.ctx, unix.POLLIN, func() (int, error) {
+		n, err := unix.Read(int(r.s), p)
+		if errors.Is(err, unix.EAGAIN) && time.Since(r.sent) > unreadPatience && r.s.unread() {
+			return 0, fmt.Errorf("%w: it has not read the request for %s; is it stopped?", errSilent, unreadPatience)
+		}
+		return n, err
+	})
 	switch {
 	case r.err != nil:
 		return 0, r.err
