@@ -140,6 +140,14 @@ func TestRun(t *testing.T) {
 	if err := os.WriteFile(bad, []byte(`{"subnetFile":"x"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	dir := filepath.Dir(bad)
+	secret := filepath.Join(dir, "secret.json")
+	if err := os.WriteFile(secret, []byte(`{"registry":{"etcd":{"endpoints":["https://192.0.2.1:2379"],"caFile":"ca.pem","certFile":"/nosuch.pem","keyFile":"n.key"}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	tests := []struct {
 		args   []string
 		status int
@@ -150,6 +158,7 @@ func TestRun(t *testing.T) {
 		{[]string{"--nosuch"}, 2, "nosuch"},
 		{[]string{"start"}, 2, `unknown argument "start"`},
 		{[]string{"--check", "--config", bad}, 2, "bad.json: subnetFile: this version"},
+		{[]string{"--check", "--config", secret}, 2, "secret.json: registry.etcd.certFile: open /nosuch.pem"},
 		{[]string{"--config", "/nosuch/file"}, 2, "/nosuch/file"},
 	}
 	for _, tt := range tests {

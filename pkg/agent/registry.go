@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/registry"
@@ -128,6 +131,43 @@ func loadEmbedded(text json.RawMessage) (*embedded.Config, error) {
 		c.CertFile, c.KeyFile, c.ClientCAFile = t.CertFile, t.KeyFile, t.CAFile
 	}
 	return c, nil
+}
+
+// files are those that the registry's configuration names, by key.
+func (c *RegistryConfig) files() map[string]*string {
+	switch {
+	case c == nil:
+		return nil
+	case c.Etcd != nil:
+		const at = "registry.etcd."
+		return map[string]*string{at + "caFile": &c.Etcd.CAFile, at + "certFile": &c.Etcd.CertFile, at + "keyFile": &c.Etcd.KeyFile}
+	}
+	const at = "registry.embedded.tls."
+	e := c.Embedded
+	return map[string]*string{at + "caFile": &e.ClientCAFile, at + "certFile": &e.CertFile, at + "keyFile": &e.KeyFile}
+}
+
+// beside has relative names be of files in a folder, the configuration's.
+func (c *RegistryConfig) beside(dir string) {
+	for _, name := range c.files() {
+		if *name != "" && !filepath.IsAbs(*name) {
+			*name = filepath.Join(dir, *name)
+		}
+	}
+}
+
+// readable reports the first file, by key, that is not.
+func (c *RegistryConfig) readable() error {
+	files := c.files()
+	for _, key := range slices.Sorted(maps.Keys(files)) {
+		if *files[key] == "" {
+			continue
+		}
+		if _, err := os.ReadFile(*files[key]); err != nil {
+			return &ipam.FieldError{Place: key, Msg: err.Error()}
+		}
+	}
+	return nil
 }
 
 func together(at, cert, key string) error {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 )
 
@@ -41,6 +42,10 @@ func Run(ctx context.Context, args []string, stdio Stdio) int {
 		return 0
 	}
 	conf, err := readConfig(*file)
+	if err == nil && *check {
+		// Else the agent serves plugins, and comes back to the registry.
+		err = conf.Registry.readable()
+	}
 	if err != nil {
 		fmt.Fprintf(stdio.Err, "underlayd: %s: %v\n", *file, err)
 		return 2
@@ -70,7 +75,9 @@ func readConfig(path string) (Config, error) {
 		return Config{}, err
 	}
 	defer f.Close()
-	return LoadConfig(f)
+	c, err := LoadConfig(f)
+	c.Registry.beside(filepath.Dir(path))
+	return c, err
 }
 
 // version is the module's as the Go tool stamped it.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +18,21 @@ import (
 func (a *app) address() *cobra.Command {
 	return term.Noun("address", "Addresses that are held, rest, or are kept out of use",
 		a.addressList(), a.addressShow(), a.addressHistory(), a.addressRelease(), a.addressReserve(), a.addressUnreserve())
+}
+
+// knowsPool is nil for a pool that addresses of this node are from; "" means all.
+func knowsPool(l book.Book, name string) error {
+	if name == "" {
+		return nil
+	}
+	all, err := l.Pools()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(all, func(p ipam.Pool) bool { return p.Name == name }) {
+		return term.Hint(fmt.Errorf("--pool: this node has no address of pool %q", name), "see: underlayctl pool list")
+	}
+	return nil
 }
 
 func (a *app) addressList() *cobra.Command {
@@ -34,6 +50,9 @@ func (a *app) addressList() *cobra.Command {
 			}
 			recs := []ipam.Record{}
 			err := a.view(cmd.Context(), func(l book.Book) error {
+				if err := knowsPool(l, pool); err != nil {
+					return err
+				}
 				return l.Records(func(r ipam.Record) error {
 					if (pool == "" || r.Pool == pool) && (state == "" || string(r.State) == state) &&
 						(network == "" || r.Attachment.Network == network) {
@@ -263,7 +282,7 @@ func lookUp(l book.Book, addr netip.Addr) (v addressView, err error) {
 		return nil
 	})
 	if err == nil {
-		return v, fmt.Errorf("address %s is free: the ledger has no record of it", addr)
+		return v, fmt.Errorf("address %s is free on this node: its ledger has no record of it", addr)
 	}
 	if !errors.Is(err, found) {
 		return v, err

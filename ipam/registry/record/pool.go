@@ -72,7 +72,7 @@ type poolWire struct {
 	Ranges        [][]json.RawMessage `json:"ranges"`
 	Routes        []json.RawMessage   `json:"routes,omitempty"`
 	BlockPrefix   json.RawMessage     `json:"blockPrefix,omitempty"`
-	ExpectedNodes int                 `json:"expectedNodes"`
+	ExpectedNodes *int                `json:"expectedNodes,omitempty"`
 	Sticky        any                 `json:"sticky"`
 	StickyFor     string              `json:"stickyFor,omitempty"`
 	CoolDown      string              `json:"coolDown,omitempty"`
@@ -89,7 +89,7 @@ type blockPrefixWire struct {
 func EncodePool(p Pool) []byte {
 	w := poolWire{
 		Version: Version, Name: p.Name, UUID: p.UUID, Tenant: p.Tenant, Kind: p.Kind, Ranges: p.Ranges, Routes: p.Routes,
-		BlockPrefix: encode(blockPrefixWire{p.Bits4, p.Bits6}), ExpectedNodes: p.ExpectedNodes,
+		BlockPrefix: encode(blockPrefixWire{p.Bits4, p.Bits6}), ExpectedNodes: &p.ExpectedNodes,
 		Sticky:   map[ipam.Sticky]any{ipam.NotSticky: false, ipam.StickySoft: true, ipam.StickyStrict: "strict"}[p.Sticky],
 		CoolDown: p.CoolDown.String(), Quarantine: p.Quarantine.String(), State: p.State,
 	}
@@ -132,7 +132,7 @@ func LoadPool(value []byte) (Pool, error) {
 }
 
 func (w poolWire) load() (p Pool, err error) {
-	p = Pool{Name: w.Name, UUID: w.UUID, Tenant: w.Tenant, Kind: w.Kind, Ranges: w.Ranges, Routes: w.Routes, ExpectedNodes: w.ExpectedNodes, State: w.State}
+	p = Pool{Name: w.Name, UUID: w.UUID, Tenant: w.Tenant, Kind: w.Kind, Ranges: w.Ranges, Routes: w.Routes, ExpectedNodes: DefaultNodes, State: w.State}
 	if err := checkName("name", p.Name); err != nil {
 		return p, err
 	}
@@ -148,11 +148,11 @@ func (w poolWire) load() (p Pool, err error) {
 	if p.State != "" && p.State != Pending && p.State != Updating && p.State != Deleting {
 		return p, fmt.Errorf("state: %q is not known", p.State)
 	}
-	switch {
-	case p.ExpectedNodes == 0:
-		p.ExpectedNodes = DefaultNodes
-	case p.ExpectedNodes < 0 || p.ExpectedNodes > 1<<20:
-		return p, fmt.Errorf("expectedNodes: %d is not between 1 and %d", p.ExpectedNodes, 1<<20)
+	if n := w.ExpectedNodes; n != nil {
+		if *n < 1 || *n > 1<<20 {
+			return p, fmt.Errorf("expectedNodes: %d is not between 1 and %d", *n, 1<<20)
+		}
+		p.ExpectedNodes = *n
 	}
 	if err := w.loadTimes(&p); err != nil {
 		return p, err

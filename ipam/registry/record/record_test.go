@@ -136,6 +136,7 @@ func TestRefuses(t *testing.T) {
 		{"sticky and routed", pool, `{"version":1,"name":"a","kind":"routed","sticky":true,` + ranges + `}`, "pool.sticky"},
 		{"sticky in words", pool, `{"version":1,"name":"a","kind":"shared","sticky":"yes",` + ranges + `}`, "pool.sticky"},
 		{"no duration", pool, `{"version":1,"name":"a","kind":"shared","stickyFor":"1d",` + ranges + `}`, "pool.stickyFor"},
+		{"zero nodes", pool, `{"version":1,"name":"a","kind":"shared","expectedNodes":0,` + ranges + `}`, "pool.expectedNodes"},
 		{"no nodes", pool, `{"version":1,"name":"a","kind":"shared","expectedNodes":-1,` + ranges + `}`, "pool.expectedNodes"},
 		{"unknown route key", pool, `{"version":1,"name":"a","kind":"shared","routes":[{"dest":"0.0.0.0/0"}],` + ranges + `}`, "pool.routes[0].dest"},
 		{"stored without UUID", stored, `{"version":1,"name":"a","kind":"shared",` + ranges + `}`, "pool.uuid"},
@@ -204,7 +205,11 @@ func TestDefaultBlocks(t *testing.T) {
 		{"routed", "10.5.0.0/28", 0, 28, 0},
 		{"routed", "2001:db8::/64", 0, 0, 122},
 	} {
-		p, err := record.LoadPool(fmt.Appendf(nil, `{"version":1,"name":"a","kind":%q,"ranges":[[{"subnet":%q}]],"expectedNodes":%d}`, tt.kind, tt.subnet, tt.nodes))
+		nodes := ""
+		if tt.nodes != 0 {
+			nodes = fmt.Sprintf(`"expectedNodes":%d,`, tt.nodes)
+		}
+		p, err := record.LoadPool(fmt.Appendf(nil, `{"version":1,%s"name":"a","kind":%q,"ranges":[[{"subnet":%q}]]}`, nodes, tt.kind, tt.subnet))
 		if err != nil || p.Bits4 != tt.want4 || p.Bits6 != tt.want6 {
 			t.Errorf("%+v: /%d, /%d, %v", tt, p.Bits4, p.Bits6, err)
 		}
