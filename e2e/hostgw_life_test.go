@@ -228,3 +228,33 @@ func TestHostgwForwardDrop(t *testing.T) {
 	}
 	meet(t, c1.station, c2.station)
 }
+
+// An ADD behind another plugin that is repeated and fails takes nothing from
+// the container, which lives; the first one that fails leaves nothing.
+func TestHostgwChainedAgain(t *testing.T) {
+	t.Parallel()
+	h := newBed(t).h1
+	n, rt := container(t, h, "c1")
+	add := func(via string) error {
+		_, err := call{plugin: "hostgw", verb: "ADD", rt: rt}.run(t, h, pods(t, h, keys{
+			"dataDir": h.DataDir, "runDir": h.RunDir, "ipam": keys{}, "peers": []keys{{"prefix": "10.5.2.0/24", "via": via}},
+			"prevResult": json.RawMessage(`{"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": "` + rt.NetNS + `"}],
+				"ips": [{"address": "10.5.1.2/24", "interface": 0}]}`),
+		}))
+		return err
+	}
+	const far, near = "203.0.113.9", "192.0.2.2"
+	wantError(t, add(far), codeParent, "peers[0].via: "+far)
+	wantNoStatic(t, h)
+	for range 2 {
+		wantOK(t, "ADD", add(near))
+	}
+	wantError(t, add(far), codeParent, "peers[0].via: "+far)
+	if routes := mustDo(t, h.Namespace, "ip", "route", "show", "proto", "142"); !strings.Contains(routes, "10.5.2.0/24 via "+near) {
+		t.Errorf("routes to peers: %q", routes)
+	}
+	wantNoLink(t, n)
+	_, err := call{plugin: "hostgw", verb: "DEL", rt: rt}.run(t, h, pods(t, h, keys{"dataDir": h.DataDir, "runDir": h.RunDir, "ipam": keys{}}))
+	wantOK(t, "DEL", err)
+	wantNoStatic(t, h)
+}
