@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/types"
-
 	"github.com/underlay-cni/underlay/e2e/lab"
 )
 
@@ -247,42 +245,4 @@ func TestPeersLife(t *testing.T) {
 	ctl(t, h1.Host, "node", "remove", "h3", "--rest", "0s", "--yes-it-is-off")
 	h1.routesTo("192.0.2.22", "2001:db8::2")
 	h2.routesTo("192.0.2.1", "2001:db8::1")
-}
-
-// TestPeersChained: behind another plugin hostgw asks for the routes alone, and
-// that is on record until the container goes.
-func TestPeersChained(t *testing.T) {
-	t.Parallel()
-	c := newPeers(t, 2)
-	h1, h2 := c.hosts[0], c.hosts[1]
-	chained := func(m *member, name string) *attachment {
-		place := `"dataDir": "` + m.DataDir + `", "runDir": "` + m.RunDir + `"`
-		a := &attachment{t: t, cni: m.CNI(ours, reference), conf: `{"cniVersion": "1.1.0", "name": "pods", "plugins": [
-			{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": {"type": "underlay", "pool": "pods", ` + place + `, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
-			{"type": "hostgw", "network": "pods", "master": "eth1", ` + place + `}]}`}
-		a.Namespace, a.rt = container(t, m.Host, name)
-		a.add()
-		return a
-	}
-	recorded := func() int { return strings.Count(ctl(t, h1.Host, "attachment", "list"), "pods/hostgw") }
-	a, b, d := chained(h1, "a"), h2.pod("b", nil), chained(h1, "d")
-	h1.routesTo("192.0.2.2", "2001:db8::2")
-	meet(t, a.station, b.station)
-	meet(t, a.station, d.station)
-	wantOK(t, "CHECK", a.cni.Check(t.Context(), a.conf, a.rt))
-	if n := recorded(); n != 2 {
-		t.Errorf("%d attachments on record, want 2", n)
-	}
-	wantOK(t, "GC", a.cni.GC(t.Context(), a.conf, types.GCAttachment{ContainerID: a.ID, IfName: "eth0"}))
-	wantOK(t, "CHECK of the valid", a.cni.Check(t.Context(), a.conf, a.rt))
-	if n := recorded(); n != 1 {
-		t.Errorf("after GC %d attachments on record, want that of %s", n, a.ID)
-	}
-	a.del()
-	if n := recorded(); n != 0 {
-		t.Errorf("after DEL %d attachments on record", n)
-	}
-	if list := ctl(t, h1.Host, "address", "list", "--state", "held"); strings.Contains(list, "pods") {
-		t.Errorf("held after GC and DEL:\n%s", list)
-	}
 }

@@ -120,6 +120,9 @@ func (h Host) read() (map[string]*state, error) {
 		if err != nil {
 			return nil, err
 		}
+		if len(text) == 0 {
+			continue // a loss of power has taken what was never synced, so it is of another boot
+		}
 		s := &state{}
 		if err := json.Unmarshal(text, s); err != nil {
 			return nil, fmt.Errorf("read %q: %w; remove it, and the next ADD of the network writes it anew", path, err)

@@ -100,6 +100,13 @@ func (h Host) Join(ctx context.Context, n Network, a Attachment) error {
 	})
 }
 
+// Has reports whether an attachment has joined a network. What cannot be read
+// has not.
+func (h Host) Has(network string, a Attachment) bool {
+	all, err := h.read()
+	return err == nil && all[network] != nil && slices.ContainsFunc(all[network].Attachments, a.is)
+}
+
 // Leave takes back what Join has made, as far as nobody else needs it. That
 // there is nothing is success.
 func (h Host) Leave(ctx context.Context, network string, a Attachment) error {

@@ -62,8 +62,11 @@ func (c *config) add(ctx context.Context, req *cni.Request) (prev *current.Resul
 		if err := c.forwardFor(h, prev, req); err != nil {
 			return err
 		}
+		// An ADD may come again while the container lives, whose link is not ours to
+		// take away: what it has, it keeps.
+		had := c.host(h).Has(c.Name, attachmentOf(c.attachment(req)))
 		defer func() {
-			if err != nil {
+			if err != nil && !had {
 				err = errors.Join(err, c.leaveNetwork(context.WithoutCancel(ctx), h, c.attachment(req)))
 			}
 		}()

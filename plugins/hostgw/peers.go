@@ -32,15 +32,21 @@ func (c *config) peers() (out []static.Peer, err error) {
 		switch {
 		case prefix.Addr().Is4In6():
 			return nil, invalid("peers[%d].prefix: %s is IPv4 written as IPv6", i, prefix)
+		case prefix.Addr().IsMulticast() || prefix.Addr().IsLoopback() || prefix.Addr().IsLinkLocalUnicast():
+			return nil, invalid("peers[%d].prefix: %s has no containers of another host", i, prefix)
 		case prefix != prefix.Masked():
 			return nil, invalid("peers[%d].prefix: %s is an address in %s; write that", i, prefix, prefix.Masked())
 		case prefix.Bits() == 0:
 			return nil, invalid("peers[%d].prefix: %s would take the place of the host's default route", i, prefix)
 		case twice:
 			return nil, invalid("peers[%d].prefix: %s is that of peers[%d], too", i, prefix, j)
+		case via.Is4In6():
+			return nil, invalid("peers[%d].via: %s is IPv4 written as IPv6; write %s", i, via, via.Unmap())
+		case via.Zone() != "":
+			return nil, invalid("peers[%d].via: %s has a zone; write the address alone, of a kind that is known on all segments", i, via)
 		case via.Is4() != prefix.Addr().Is4():
 			return nil, invalid("peers[%d].via: %s is of another address family than %s", i, via, prefix)
-		case via.IsLinkLocalUnicast() || via.IsMulticast() || via.IsUnspecified() || via.IsLoopback():
+		case via.IsLinkLocalUnicast() || via.IsMulticast() || via.IsUnspecified() || via.IsLoopback() || via == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 			return nil, invalid("peers[%d].via: %s is no address that another host is known by", i, via)
 		}
 		out = append(out, static.Peer{Prefix: prefix, Via: via})
