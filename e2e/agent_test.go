@@ -301,9 +301,15 @@ func TestAgentSamples(t *testing.T) {
 	if text, err = hujson.Standardize(text); err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "underlayd.json")
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "underlayd.json")
+	for name, content := range map[string]string{
+		"underlayd.json": strings.ReplaceAll(string(text), "/etc/underlay/", ""),
+		"ca.pem":         "", "n1.pem": "", "n1.key": "",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if out, err := exec.CommandContext(t.Context(), filepath.Join(ours, "underlayd"), "--check", "--config", file).CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
