@@ -67,7 +67,7 @@ func rulesOf(all map[string]*state) rules {
 		}
 		if len(sets["masquerade"+f.digit]) > 0 {
 			// Only here: where there is such a chain, the kernel tracks the
-			// connections of all that it forwards, which costs 7 % of the round trips.
+			// connections of all that it forwards, which takes longer.
 			fmt.Fprintf(&b, "add chain inet %s postrouting { type nat hook postrouting priority 100; }\n", Table)
 			fmt.Fprintf(&b, "add rule inet %[1]s postrouting %[2]s saddr @masquerade%[3]s %[2]s daddr != @forward%[3]s %[2]s daddr != @node%[3]s %[2]s daddr != %[4]s masquerade fully-random\n",
 				Table, f.ip, f.digit, f.groups)
