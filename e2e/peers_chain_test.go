@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -147,5 +148,20 @@ func TestPeersPodLife(t *testing.T) {
 		wantNothing(t, h1.Host, before, a.Namespace)
 		mustDo(t, h1.Namespace, "ip", "netns", "delete", a.ID)
 		c.start()
+	}
+}
+
+// TestPeersChainedFails: an ADD that fails behind the record leaves none.
+func TestPeersChainedFails(t *testing.T) {
+	t.Parallel()
+	h1 := newPeers(t, 1).hosts[0]
+	a := h1.behindBridge("a", nil)
+	a.del()
+	conf := strings.Replace(a.conf, `"master":"`+lab.Parent+`"`, `"master":"nosuch0"`, 1)
+	if _, err := a.cni.Add(t.Context(), conf, a.rt); err == nil || !strings.Contains(err.Error(), "nosuch0") {
+		t.Fatalf("ADD: %v, want it to be about nosuch0", err)
+	}
+	if got := h1.recorded(); len(got) != 0 {
+		t.Errorf("on record after an ADD that failed: %v", got)
 	}
 }

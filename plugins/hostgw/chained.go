@@ -45,12 +45,12 @@ func (c *config) add(ctx context.Context, req *cni.Request) (prev *current.Resul
 	}
 	err = onHost(func(h *link.Handle) (err error) {
 		if c.cluster() != "" {
-			got, err := ledger.Allocate(ctx, ipam.AllocateRequest{
+			got, aerr := ledger.Allocate(ctx, ipam.AllocateRequest{
 				Attachment: c.record(req), Owner: req.Args.Owner, Runtime: client.Runtime(req.Path),
 				Netns: client.Identify(req.Netns), Uses: ipam.Uses{Network: c.cluster(), Masquerade: c.IPMasq},
 			}, nil)
-			if err != nil {
-				return err
+			if aerr != nil {
+				return aerr
 			}
 			defer func() {
 				if err != nil && !got.Known {
