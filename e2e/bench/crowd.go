@@ -117,9 +117,7 @@ func (b *bench) start(ctx context.Context, section, pool string, agents int) (er
 	if err != nil {
 		return err
 	}
-	say := func(what string, value float64) {
-		b.report.Figures = append(b.report.Figures, Figure{section, what, value})
-	}
+	say := func(what string, value float64) { b.figure(section, what, value) }
 	say("agents", float64(agents))
 	say("of them with an address", float64(len(took)))
 	last := crowdMinutes
@@ -166,6 +164,13 @@ func (b *bench) start(ctx context.Context, section, pool string, agents int) (er
 	return nil
 }
 
+// figure keeps what has been measured and shows it at once: a section takes
+// minutes, and what is measured last may never end.
+func (b *bench) figure(section, what string, value float64) {
+	b.report.Figures = append(b.report.Figures, Figure{section, what, value})
+	fmt.Fprintf(os.Stderr, "%s: %s: %.4g\n", section, what, value)
+}
+
 func heapInUse() float64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -194,7 +199,7 @@ func (b *bench) resident(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", size.what, err)
 		}
-		b.report.Figures = append(b.report.Figures, Figure{sectionResident, size.what, float64(resident) / 1e6})
+		b.figure(sectionResident, size.what, float64(resident)/1e6)
 	}
 	return nil
 }

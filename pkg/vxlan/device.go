@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -36,6 +37,8 @@ var ErrForeign = errors.New("is in the way")
 
 // Device is a VXLAN device as it is wanted.
 type Device struct {
+	// Network whose peers are routed to through the device; "" for a segment's.
+	Network string
 	// VNI, 1 to 1<<24-1, and UDP port.
 	VNI, Port int
 	// Parent is the interface by name that the peers are reached through; Local
@@ -52,6 +55,43 @@ type Device struct {
 // Name is that of the device of a VNI.
 func Name(vni int) string { return fmt.Sprint("vx", vni) }
 
+// networkPrefix begins the altname of a device that routes lead through.
+const networkPrefix = "vxlan-"
+
+// AltName is the second name of the device of a network: by it a device is found
+// by who knows the network alone, and told from those of segments.
+func AltName(network string) string { return networkPrefix + network }
+
+// networkOf is the inverse of AltName for what a device has.
+func networkOf(l netlink.Link) (network string, ok bool) {
+	for _, alt := range l.Attrs().AltNames {
+		if network, ok = strings.CutPrefix(alt, networkPrefix); ok {
+			return network, true
+		}
+	}
+	return "", false
+}
+
+// Networks lists the devices that are ours and a network's: its name by VNI.
+func Networks(n *netns.NS) (map[int]string, error) {
+	out := make(map[int]string)
+	err := at(n, func(h *netlink.Handle) error {
+		links, err := h.LinkList()
+		for _, l := range links {
+			v, is := l.(*netlink.Vxlan)
+			network, known := networkOf(l)
+			if is && known && ours(l) && v.Name == Name(v.VxlanId) {
+				out[v.VxlanId] = network
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list VXLAN devices: %w", err)
+	}
+	return out, nil
+}
+
 // MTU is what a parent's MTU leaves for what is in VXLAN over a family.
 func MTU(parent int, local netip.Addr) int {
 	if local.Is4() {
@@ -64,8 +104,9 @@ func MTU(parent int, local netip.Addr) int {
 // in that of the calling thread. made says that it is another one than before,
 // without any entries.
 func (d Device) Apply(n *netns.NS) (made bool, err error) {
-	err = at(n, func(h *netlink.Handle) (err error) {
-		made, err = d.apply(h)
+	err = at(n, func(h *netlink.Handle) error {
+		anew, err := d.apply(h)
+		made = made || anew
 		return err
 	})
 	if err != nil {
@@ -89,7 +130,11 @@ func Remove(n *netns.NS, vni int) error {
 	return nil
 }
 
-// at runs f in a namespace: sysctls are those of the thread's.
+// attempts at what reads a list that changes all the time.
+const attempts = 5
+
+// at runs f in a namespace: sysctls are those of the thread's. It is run again
+// where a list that it reads has changed meanwhile.
 func at(n *netns.NS, f func(*netlink.Handle) error) error {
 	do := func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -97,7 +142,12 @@ func at(n *netns.NS, f func(*netlink.Handle) error) error {
 			return err
 		}
 		defer h.Close()
-		return f(h)
+		for range attempts {
+			if err = f(h); !errors.Is(err, netlink.ErrDumpInterrupted) {
+				break
+			}
+		}
+		return err
 	}
 	if n == nil {
 		return do()
@@ -211,6 +261,13 @@ func (d Device) settle(h *netlink.Handle, l, parent netlink.Link) error {
 			return fmt.Errorf("set MTU %d: %w", mtu, err)
 		}
 	}
+	if d.Network != "" {
+		// Two nodes may differ for a moment over which way they take to each other,
+		// and a strict host drops what comes in by the one that it does not take.
+		if err := netns.Sysctl("net/ipv4/conf/"+have.Name+"/rp_filter", "2"); err != nil {
+			return err
+		}
+	}
 	if have.Flags&net.FlagUp == 0 {
 		if err := h.LinkSetUp(l); err != nil {
 			return fmt.Errorf("set it up: %w", err)
@@ -219,11 +276,40 @@ func (d Device) settle(h *netlink.Handle, l, parent netlink.Link) error {
 	if err := d.readdress(h, l); err != nil {
 		return err
 	}
+	if err := d.rename(h, l); err != nil {
+		return err
+	}
 	if have.Alias == link.SharedAlias {
 		return nil
 	}
 	if err := h.LinkSetAlias(l, link.SharedAlias); err != nil {
 		return fmt.Errorf("set alias: %w", err)
+	}
+	return nil
+}
+
+// rename gives a device the second name of its network, and no other network's.
+func (d Device) rename(h *netlink.Handle, l netlink.Link) error {
+	has := false
+	for _, alt := range l.Attrs().AltNames {
+		switch {
+		case d.Network != "" && alt == AltName(d.Network):
+			has = true
+		case strings.HasPrefix(alt, networkPrefix):
+			if err := h.LinkDelAltName(l, alt); err != nil {
+				return fmt.Errorf("take the name %q away: %w", alt, err)
+			}
+		}
+	}
+	if has || d.Network == "" {
+		return nil
+	}
+	err := h.LinkAddAltName(l, AltName(d.Network))
+	if errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("the link that has the name %q %w; remove it", AltName(d.Network), ErrForeign)
+	}
+	if err != nil {
+		return fmt.Errorf("name it %q: %w", AltName(d.Network), err)
 	}
 	return nil
 }

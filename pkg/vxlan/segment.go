@@ -50,7 +50,7 @@ func (s Segment) Apply(n *netns.NS) (made bool, err error) {
 		if !known {
 			added = append(added, Name(s.VNI))
 		}
-		made = anew
+		made = made || anew
 		for _, part := range []func(*netlink.Handle) (string, error){s.bridge, s.leg, s.join} {
 			name, err := part(h)
 			if name != "" {
