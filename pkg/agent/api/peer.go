@@ -12,7 +12,9 @@ type PeerState string
 const (
 	// PeerDirect: by routes through its address, on a subnet of this node.
 	PeerDirect PeerState = "direct"
-	// PeerSilent: the same, but nobody answers at its address.
+	// PeerVXLAN: through the network's VXLAN device, to its VTEP.
+	PeerVXLAN PeerState = "vxlan"
+	// PeerSilent: directly, but nobody answers at its address.
 	PeerSilent PeerState = "silent"
 	// PeerPending: its routes are about to be made.
 	PeerPending PeerState = "pending"
@@ -24,7 +26,7 @@ const (
 
 // PeerStates are all of them.
 func PeerStates() []PeerState {
-	return []PeerState{PeerDirect, PeerSilent, PeerPending, PeerFailed, PeerUnreachable}
+	return []PeerState{PeerDirect, PeerVXLAN, PeerSilent, PeerPending, PeerFailed, PeerUnreachable}
 }
 
 // Peer is an element of /v1/peers: a node that has blocks of a network, and how
@@ -32,7 +34,8 @@ func PeerStates() []PeerState {
 type Peer struct {
 	Network string `json:"network"`
 	NodeName
-	// Address of the peer, and the interface by which it is reached.
+	// Address of the peer, or of its VTEP, and the interface by which it is
+	// reached.
 	Address netip.Addr `json:"address,omitzero"`
 	Dev     string     `json:"dev,omitempty"`
 	// Prefixes that are routed to it.

@@ -64,8 +64,8 @@ func (t *Task) lacks(u ipam.Uses) error {
 	case !known:
 		return &ipam.FieldError{Place: "network", Code: ipam.CodeTryAgainLater,
 			Msg: fmt.Sprintf("the registry knows no network %q; see: underlayctl network list", u.Network)}
-	case lacking(n) != "":
-		return notYet(u.Network, errors.New(lacking(n)))
+	case t.lacking(n) != "":
+		return notYet(u.Network, errors.New(t.lacking(n)))
 	case !now.synced[u.Network]:
 		return notYet(u.Network, errors.Join(errors.New("its routes have not been set yet"), now.err))
 	case u.Masquerade && !now.masquerade[u.Network]:

@@ -56,7 +56,7 @@ type host struct {
 	stop func()
 }
 
-func newBed(t testing.TB) *bed {
+func newBed(t testing.TB, change ...func(*record.Network)) *bed {
 	t.Helper()
 	b := &bed{t: t, store: memstore.New(), wire: netnstest.New(t)}
 	b.reg = registry.Registry{Store: b.store}
@@ -66,7 +66,11 @@ func newBed(t testing.TB) *bed {
 	must(t, err)
 	b.pool, err = b.reg.CreatePool(t.Context(), p)
 	must(t, err)
-	must(t, b.reg.CreateNetwork(t.Context(), record.Network{Name: "pods", Pool: "pods", Backend: record.HostGW}))
+	n := record.Network{Name: "pods", Pool: "pods", Backend: record.HostGW}
+	for _, f := range change {
+		f(&n)
+	}
+	must(t, b.reg.CreateNetwork(t.Context(), n))
 	netnstest.Batch(t, b.wire, "ip", "link add br0 type bridge mcast_snooping 0\nlink set br0 addrgenmode none\nlink set br0 up")
 	return b
 }

@@ -20,7 +20,7 @@ func newMetrics(t *Task) *metrics {
 	}
 	return &metrics{
 		task:    t,
-		peers:   desc("peers", "Peers by network and by how they are reached: direct, silent, pending, failed, unreachable.", "network", "state"),
+		peers:   desc("peers", "Peers by network and by how they are reached: direct, vxlan, silent, pending, failed, unreachable.", "network", "state"),
 		changes: desc("route_changes_total", "Routes to peers that were written, or refused by the kernel.", "result"),
 		passes:  desc("route_passes_total", "Comparisons of the routes with those that are wanted."),
 		skipped: desc("network_skipped_records", "Records about networks that cannot be read, or used."),

@@ -58,6 +58,11 @@ unreachable 10.5.1.0/26 metric 1048576
 2001:db8:5::40/122 via 2001:db8::2 dev eth1 metric 1024
 unreachable 2001:db8:5::80/122 dev lo metric 1048576
 `)
+	n2.awaitRoutes("routes to the others", `10.5.0.0/26 via 192.0.2.1 dev eth1
+unreachable 10.5.0.64/26 metric 1048576
+`+to3+`2001:db8:5::/122 via 2001:db8::1 dev eth1 metric 1024
+unreachable 2001:db8:5::40/122 dev lo metric 1048576
+`+to36)
 	// Packets go both ways, and what no container has is answered.
 	n1.ip("addr add 10.5.0.5/32 dev lo\naddr add 2001:db8:5::5/128 dev lo nodad")
 	n2.ip("addr add 10.5.0.65/32 dev lo\naddr add 2001:db8:5::45/128 dev lo nodad")

@@ -8,9 +8,10 @@
 //     host's network, or of what its attachments use, and compared with the
 //     kernel: packages plan, route and nft. A peer that cannot be reached, and a
 //     record that cannot be read, hold up nobody.
-//   - Whether a peer answers is only told: there is no better way to it.
+//   - Whether a peer answers matters where there is another way to it, VXLAN; else
+//     it is only told.
 //
-// Left out: VXLAN, and peers that a plugin has in its configuration.
+// Left out: segments, and peers that a plugin has in its configuration.
 package network
 
 import (
@@ -28,8 +29,10 @@ import (
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/pkg/agent/network/overlay"
 	"github.com/underlay-cni/underlay/pkg/agent/network/plan"
 	"github.com/underlay-cni/underlay/pkg/hostnet"
+	"github.com/underlay-cni/underlay/pkg/neigh"
 	"github.com/underlay-cni/underlay/pkg/netns"
 	"github.com/underlay-cni/underlay/pkg/nft"
 	"github.com/underlay-cni/underlay/pkg/route"
@@ -77,9 +80,20 @@ type Host interface {
 	Forward(dev string, six bool) (changed []string, err error)
 }
 
+// Overlays keep VXLAN devices and their entries; see overlay.Keeper.
+type Overlays interface {
+	Apply(ctx context.Context, want []plan.Overlay) error
+	Sweep(want []plan.Overlay) error
+	Err(vni int) error
+	Status(vni int) []neigh.Status
+	Close()
+}
+
 var (
-	_ Host = (*hostnet.Host)(nil)
-	_ Host = (*hostnet.Fake)(nil)
+	_ Host     = (*hostnet.Host)(nil)
+	_ Host     = (*hostnet.Fake)(nil)
+	_ Overlays = (*overlay.Keeper)(nil)
+	_ Overlays = (*overlay.Fake)(nil)
 )
 
 // Config of a Task. The fields up to Registry are required.
@@ -105,12 +119,13 @@ type Config struct {
 	// Netns is the namespace to act in, which has to stay open; default: the
 	// process's.
 	Netns *netns.NS
-	// Host, Routes and Rules are others than the real ones, such as fakes, to
-	// which Netns does not apply; and Drops finds policies.
-	Host   Host
-	Routes route.Kernel
-	Rules  nft.Kernel
-	Drops  func(context.Context) ([]nft.Drop, error)
+	// Host, Overlays, Routes and Rules are others than the real ones, such as
+	// fakes, to which Netns does not apply; and Drops finds policies.
+	Host     Host
+	Overlays Overlays
+	Routes   route.Kernel
+	Rules    nft.Kernel
+	Drops    func(context.Context) ([]nft.Drop, error)
 }
 
 // Task is a task of the agent.
@@ -124,6 +139,7 @@ type Task struct {
 	news          news
 	rules         rules
 	probes        probes
+	overlays      Overlays
 	// firewall tells when Drops may find others than before.
 	firewall func(ctx context.Context, heard func()) error
 
@@ -174,6 +190,9 @@ func New(conf Config) (*Task, error) {
 		return nft.New(nft.Config{Netns: conf.Netns, Kernel: conf.Rules})
 	}}
 	t.probes = newProbes()
+	if t.overlays = conf.Overlays; t.overlays == nil {
+		t.overlays = overlay.New(conf.Netns, func() { ring(t.host) })
+	}
 	conf.Registry.MustRegister(newMetrics(t))
 	return t, nil
 }
@@ -205,6 +224,7 @@ func (t *Task) Run(ctx context.Context) (err error) {
 	t.mu.Lock()
 	t.kernel, t.routes = host, routes
 	t.mu.Unlock()
+	defer t.overlays.Close()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return routes.Run(ctx) })
 	group.Go(func() error {
@@ -256,7 +276,14 @@ func (t *Task) Addresses() []netip.Addr {
 		t.log.Warn("this node's addresses are not known", "err", err)
 		return nil
 	}
-	return t.parents.addresses(s)
+	return t.addresses(s)
+}
+
+func (t *Task) addresses(s hostnet.State) (out []netip.Addr) {
+	for _, a := range plan.Addresses(s, t.parents.devs(s)) {
+		out = append(out, a.Addr)
+	}
+	return out
 }
 
 // round is what a look at everything has come to.

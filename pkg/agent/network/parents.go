@@ -77,29 +77,3 @@ func (p parents) devs(s hostnet.State) []string {
 	}
 	return out
 }
-
-// addresses are those of the interfaces that last. Of an interface, those of
-// IPv4 come first, the primary one before others; the kernel has no order for
-// those of IPv6 that would stay.
-func (p parents) addresses(s hostnet.State) (out []netip.Addr) {
-	for _, dev := range p.devs(s) {
-		l, _ := s.Link(dev)
-		var four, six []netip.Addr
-		for _, a := range l.Addrs {
-			switch {
-			case a.Passing:
-			case a.Addr().Is4():
-				four = append(four, a.Addr())
-			default:
-				six = append(six, a.Addr())
-			}
-		}
-		slices.SortFunc(six, netip.Addr.Compare)
-		for _, a := range slices.Concat(four, six) {
-			if !slices.Contains(out, a) {
-				out = append(out, a)
-			}
-		}
-	}
-	return out
-}

@@ -30,6 +30,8 @@ const (
 // probes find out which peers answer.
 type probes struct {
 	wake chan struct{}
+	// changed has a value when somebody answers who did not, or no longer.
+	changed chan struct{}
 
 	mu      sync.Mutex
 	answers map[hostnet.Neighbour]hostnet.Answer // of all that are wanted
@@ -38,22 +40,22 @@ type probes struct {
 }
 
 func newProbes() probes {
-	return probes{wake: make(chan struct{}, 1), answers: make(map[hostnet.Neighbour]hostnet.Answer)}
+	return probes{wake: make(chan struct{}, 1), changed: make(chan struct{}, 1), answers: make(map[hostnet.Neighbour]hostnet.Answer)}
 }
 
-// want says of whom to find out. Who is new is asked soon.
-func (p *probes) want(pl *plan.Plan) {
+// want says of whom to find out. Who is new is asked soon; anew: there is somebody.
+func (p *probes) want(pl *plan.Plan) (anew bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	answers := make(map[hostnet.Neighbour]hostnet.Answer, len(p.answers))
 	for _, peer := range pl.Peers {
-		if peer.Dev == "" {
+		n := peer.Near
+		if n.Dev == "" {
 			continue
 		}
-		n := hostnet.Neighbour{Dev: peer.Dev, Addr: peer.Address}
 		answer, known := p.answers[n]
 		if _, twice := answers[n]; !known && !twice {
-			p.queue = append(p.queue, n)
+			p.queue, anew = append(p.queue, n), true
 		}
 		answers[n] = answer
 	}
@@ -62,6 +64,7 @@ func (p *probes) want(pl *plan.Plan) {
 		p.pause = askAgain
 		ring(p.wake)
 	}
+	return anew
 }
 
 // answer is what is known of a neighbour.
@@ -159,8 +162,9 @@ func (p *probes) read(ctx context.Context, host Host) map[hostnet.Neighbour]host
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for n, answer := range seen {
-		if _, wanted := p.answers[n]; wanted && answer != hostnet.Unknown {
+		if before, wanted := p.answers[n]; wanted && answer != hostnet.Unknown && answer != before {
 			p.answers[n] = answer
+			ring(p.changed)
 		}
 	}
 	return seen

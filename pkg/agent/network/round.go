@@ -16,6 +16,8 @@ import (
 	"github.com/underlay-cni/underlay/pkg/agent/network/plan"
 	"github.com/underlay-cni/underlay/pkg/hostnet"
 	"github.com/underlay-cni/underlay/pkg/nft"
+	"github.com/underlay-cni/underlay/pkg/route"
+	"github.com/underlay-cni/underlay/pkg/vxlan"
 )
 
 const (
@@ -29,7 +31,7 @@ const (
 )
 
 // due says what may have changed.
-type due struct{ registry, host, ledger bool }
+type due struct{ registry, host, ledger, answers bool }
 
 // rounds does one for each change, and from time to time without. What came to
 // nothing in one is due in the next.
@@ -49,6 +51,8 @@ func (t *Task) rounds(ctx context.Context, started func()) {
 			d.host = true
 		case <-t.stirred:
 			d.ledger = true
+		case <-t.probes.changed:
+			d.answers = true
 		case <-timer.C:
 		}
 		select {
@@ -61,7 +65,7 @@ func (t *Task) rounds(ctx context.Context, started func()) {
 		d.ledger = d.ledger || rang(t.stirred)
 		began := time.Now()
 		if !began.Before(full) {
-			d, full = due{true, true, true}, began.Add(every)
+			d, full = due{true, true, true, true}, began.Add(every)
 		}
 		var next time.Duration
 		d, next = t.round(ctx, d)
@@ -134,10 +138,18 @@ func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) 
 		}
 		fail(err, &left.ledger)
 	}
-	if anew {
-		now.plan = plan.Make(now.snapshot, now.state, t.parents.devs(now.state))
-		_ = t.routes.Apply(ctx, now.plan.Wants) // what became of each is in the status
+	if anew || d.answers && now.snapshot.Choice() {
+		before := now.plan
+		now.plan = t.plan(ctx, now)
+		anew = anew || !slices.Equal(wants(before), wants(now.plan))
 	}
+	// A device may have changed whatever else has not.
+	overlaid := t.overlays.Apply(ctx, now.plan.Overlays)
+	if anew {
+		_ = t.routes.Apply(ctx, now.plan.Wants) // what became of each is in the status
+		overlaid = errors.Join(overlaid, t.overlays.Sweep(now.plan.Overlays))
+	}
+	fail(overlaid, &left.host)
 	routed := t.routes.Err()
 	fail(routed, &left.ledger) // no more is needed for another look
 	if now.masquerade != nil {
@@ -145,15 +157,34 @@ func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) 
 		_ = t.rules.apply(ctx, ruleset(now))
 	}
 	t.forward(now)
-	t.probes.want(now.plan)
 	if routed == nil && now.masquerade != nil {
 		now.synced = make(map[string]bool)
 		for _, n := range now.snapshot.Networks {
-			now.synced[n.Name] = lacking(n) == ""
+			now.synced[n.Name] = t.lacking(n) == ""
 		}
 		fail(t.remember(now), &left.ledger)
 	}
 	return left, next
+}
+
+// plan plans. Where there is a choice the kernel is asked first for what it knows
+// of neighbours that are new to it: an agent that starts must not change over to
+// VXLAN and back.
+func (t *Task) plan(ctx context.Context, now round) *plan.Plan {
+	parents := t.parents.devs(now.state)
+	p := plan.Make(now.snapshot, now.state, parents, t.probes.answer)
+	if t.probes.want(p) && now.snapshot.Choice() {
+		t.probes.read(ctx, t.kernel)
+		p = plan.Make(now.snapshot, now.state, parents, t.probes.answer)
+	}
+	return p
+}
+
+func wants(p *plan.Plan) []route.Want {
+	if p == nil {
+		return nil
+	}
+	return p.Wants
 }
 
 // finish keeps what a round has come to, and logs what is new in it.
@@ -177,14 +208,14 @@ func (t *Task) finish(now round) {
 // complain lists what an operator has to mend.
 func (t *Task) complain(now round) (out []string) {
 	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
-	if now.read && len(t.parents.addresses(now.state)) == 0 {
+	if now.read && len(t.addresses(now.state)) == 0 {
 		say(`no interface of "parents" in underlayd.json has an address, or there is no default route: peers do not reach this node`)
 	}
 	if now.snapshot == nil {
 		return out
 	}
 	for _, n := range now.snapshot.Networks {
-		if why := lacking(n); why != "" {
+		if why := n.Why; why != "" {
 			say("network %q: %s", n.Name, why)
 		}
 	}
@@ -200,9 +231,9 @@ func (t *Task) complain(now round) (out []string) {
 }
 
 // lacking says why there are no routes in a network; "" where there are.
-func lacking(n plan.Network) string {
-	if n.Why == "" && n.Backend != record.HostGW {
-		return fmt.Sprintf("backend %q: this version of underlayd keeps its rules, and no peers", n.Backend)
+func (t *Task) lacking(n plan.Network) string {
+	if n.Why == "" && n.Backend == record.VXLAN {
+		return text(t.overlays.Err(n.VNI))
 	}
 	return n.Why
 }
@@ -227,7 +258,7 @@ func (t *Task) take(ctx context.Context, before *plan.Snapshot) (s *plan.Snapsho
 // readdress has the registry told of other addresses of this node; wait, unless
 // 0, is when to look again at those that are gone.
 func (t *Task) readdress(s hostnet.State) (wait time.Duration) {
-	addrs := t.parents.addresses(s)
+	addrs := t.addresses(s)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	fewer := !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(t.addrs, a) })
@@ -285,13 +316,20 @@ func ruleset(r round) (want nft.Ruleset) {
 	if len(want.Masquerade) > 0 {
 		want.Nodes = r.plan.Nodes
 	}
+	for _, o := range r.plan.Overlays {
+		if port := uint16(o.Device.Port); !slices.Contains(want.Ports, port) {
+			want.Ports = append(want.Ports, port)
+		}
+	}
+	if len(want.Ports) > 0 {
+		want.VTEPs = r.plan.Nodes
+	}
 	return want
 }
 
 // forward has the host pass on what comes in from peers.
 func (t *Task) forward(r round) {
-	direct := slices.ContainsFunc(r.snapshot.Networks, func(n plan.Network) bool { return n.Backend == record.HostGW && n.Why == "" })
-	if !direct {
+	if !slices.ContainsFunc(r.snapshot.Networks, func(n plan.Network) bool { return n.Why == "" }) {
 		return
 	}
 	six := slices.ContainsFunc(r.plan.Forward, func(p netip.Prefix) bool { return p.Addr().Is6() })
@@ -301,13 +339,18 @@ func (t *Task) forward(r round) {
 			devs = append(devs, dev)
 		}
 	}
+	for _, o := range r.plan.Overlays {
+		if t.overlays.Err(o.Device.VNI) != nil { // which is told elsewhere
+			devs = slices.DeleteFunc(devs, func(dev string) bool { return dev == vxlan.Name(o.Device.VNI) })
+		}
+	}
 	for _, dev := range devs {
 		changed, err := t.kernel.Forward(dev, six)
 		if len(changed) > 0 {
-			t.log.Info("the host forwards what comes in by a parent", "parent", dev, "sysctl", changed)
+			t.log.Info("the host forwards what comes in by an interface", "dev", dev, "sysctl", changed)
 		}
 		if err != nil {
-			t.log.Warn("peers do not reach this node's containers", "parent", dev, "err", err)
+			t.log.Warn("peers do not reach this node's containers", "dev", dev, "err", err)
 		}
 	}
 }

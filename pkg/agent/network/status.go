@@ -10,6 +10,7 @@ import (
 	"github.com/underlay-cni/underlay/pkg/hostnet"
 	"github.com/underlay-cni/underlay/pkg/reconcile"
 	"github.com/underlay-cni/underlay/pkg/route"
+	"github.com/underlay-cni/underlay/pkg/vxlan"
 )
 
 // Peers tells how the peers of a network are reached, or of all if that is "".
@@ -40,14 +41,21 @@ func (t *Task) peers(f func(plan.Peer, api.PeerState, string)) {
 			status[s.Object] = s
 		}
 	}
+	failed := make(map[string]map[string]error) // by device and name of the peer
+	for _, o := range p.Overlays {
+		failed[vxlan.Name(o.Device.VNI)] = reconcile.ByPeer(t.overlays.Status(o.Device.VNI))
+	}
 	for _, peer := range p.Peers {
 		state, reason := t.stateOf(peer, p, status)
+		if err := failed[peer.Dev][plan.Who(peer)]; err != nil && state == api.PeerVXLAN {
+			state, reason = api.PeerFailed, oneLine(err)
+		}
 		f(peer, state, reason)
 	}
 }
 
 func (t *Task) stateOf(peer plan.Peer, p *plan.Plan, status map[route.Route]route.Status) (api.PeerState, string) {
-	if peer.Reason != "" {
+	if peer.Dev == "" {
 		return api.PeerUnreachable, peer.Reason
 	}
 	for _, i := range peer.Wants {
@@ -55,14 +63,19 @@ func (t *Task) stateOf(peer plan.Peer, p *plan.Plan, status map[route.Route]rout
 		case !known, errors.Is(s.Err, reconcile.ErrPending):
 			return api.PeerPending, "its routes have not been tried yet"
 		case s.Err != nil:
-			return api.PeerFailed, strings.ReplaceAll(s.Err.Error(), "\n", "; ")
+			return api.PeerFailed, oneLine(s.Err)
 		}
 	}
-	if t.probes.answer(hostnet.Neighbour{Dev: peer.Dev, Addr: peer.Address}) == hostnet.Silent {
+	if peer.VXLAN {
+		return api.PeerVXLAN, peer.Reason
+	}
+	if t.probes.answer(peer.Near) == hostnet.Silent {
 		return api.PeerSilent, "nobody answers at " + peer.Address.String()
 	}
 	return api.PeerDirect, ""
 }
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // Routing tells how far this node is with what its routes to peers need.
 func (t *Task) Routing() api.Routing {
@@ -88,7 +101,7 @@ func (t *Task) Routing() api.Routing {
 		}
 		out.Networks = append(out.Networks, api.RoutingNetwork{
 			Name: n.Name, Backend: n.Backend, Pool: n.Pool, Prefixes: append([]netip.Prefix{}, n.Prefixes...), Own: own,
-			Synced: now.synced[n.Name], Masquerade: now.masquerade[n.Name], Reason: lacking(n),
+			Synced: now.synced[n.Name], Masquerade: now.masquerade[n.Name], Reason: t.lacking(n),
 		})
 	}
 	for _, o := range now.snapshot.Odd {

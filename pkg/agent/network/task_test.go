@@ -22,6 +22,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
+	"github.com/underlay-cni/underlay/pkg/agent/network/overlay"
 	"github.com/underlay-cni/underlay/pkg/hostnet"
 	"github.com/underlay-cni/underlay/pkg/nft"
 	"github.com/underlay-cni/underlay/pkg/reconcile"
@@ -73,12 +74,13 @@ func (m *member) set(away error, items ...registry.Item) {
 // desk is a task with nothing real about it.
 type desk struct {
 	*Task
-	cluster *member
-	wire    *hostnet.Fake
-	routes  *route.Fake
-	rules   *nft.Fake
-	ledger  *ledger.Ledger
-	metrics *prometheus.Registry
+	cluster  *member
+	wire     *hostnet.Fake
+	overlays *overlay.Fake
+	routes   *route.Fake
+	rules    *nft.Fake
+	ledger   *ledger.Ledger
+	metrics  *prometheus.Registry
 }
 
 func (d *desk) With(f func(*ledger.Ledger) error) error { return f(d.ledger) }
@@ -95,7 +97,7 @@ func newDesk(t testing.TB, change func(*Config), items ...registry.Item) *desk {
 	}, items...)
 	d := &desk{
 		cluster: &member{view: registry.NewView(registry.List{Rev: 9, Items: items}), peers: make(chan struct{}, 1)},
-		wire:    new(hostnet.Fake), routes: new(route.Fake), rules: nft.NewFake(), metrics: prometheus.NewRegistry(),
+		wire:    new(hostnet.Fake), overlays: new(overlay.Fake), routes: new(route.Fake), rules: nft.NewFake(), metrics: prometheus.NewRegistry(),
 	}
 	d.routes.AddLink("eth1")
 	d.routes.SetUp("eth1", true)
@@ -106,7 +108,7 @@ func newDesk(t testing.TB, change func(*Config), items ...registry.Item) *desk {
 	d.ledger, err = ledger.Open(t.Context(), ledger.Options{DataDir: dir, RunDir: dir + "/run", BootID: "boot", MachineID: "m"})
 	must(t, err)
 	t.Cleanup(func() { must(t, d.ledger.Close()) })
-	conf := Config{Cluster: d.cluster, Ledger: d, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Registry: d.metrics, Host: d.wire, Routes: d.routes, Rules: d.rules}
+	conf := Config{Cluster: d.cluster, Ledger: d, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Registry: d.metrics, Host: d.wire, Overlays: d.overlays, Routes: d.routes, Rules: d.rules}
 	noDrops(&conf)
 	if change != nil {
 		change(&conf)
@@ -179,6 +181,7 @@ func TestAwait(t *testing.T) {
 	d := newDesk(t, func(c *Config) { c.Networks = []string{"pods", "lost", "none", "far"} },
 		registry.Item{Key: record.NetworkFolder + "far", Value: record.EncodeNetwork(record.Network{Name: "far", Pool: "pods", Backend: record.VXLAN, VNI: 1, Port: 1}), Rev: 3},
 		registry.Item{Key: record.NetworkFolder + "lost", Value: record.EncodeNetwork(record.Network{Name: "lost", Pool: "lost", Backend: record.HostGW}), Rev: 3})
+	d.overlays.Fail(1, errors.New("VXLAN device vx1: no way"))
 	d.run(t)
 	<-d.Ready()
 	for _, tt := range []struct {
@@ -189,7 +192,7 @@ func TestAwait(t *testing.T) {
 		{ipam.Uses{Network: "pods"}, 0, ""},
 		{ipam.Uses{Network: "pods", Masquerade: true}, 0, ""},
 		{ipam.Uses{Network: "lost"}, 11, `network "lost": the registry has no pool "lost"`},
-		{ipam.Uses{Network: "far"}, 11, `network "far": backend "vxlan": this version of underlayd keeps its rules, and no peers`},
+		{ipam.Uses{Network: "far"}, 11, `network "far": VXLAN device vx1: no way`},
 		{ipam.Uses{Network: "none"}, 11, `network: the registry knows no network "none"; see: underlayctl network list`},
 		{ipam.Uses{Network: "other"}, 7, `network: this node does not follow network "other"; add it to "networks" in underlayd.json`},
 	} {
@@ -352,13 +355,14 @@ func TestStates(t *testing.T) {
 		return out
 	})
 	const want = `
-# HELP underlay_peers Peers by network and by how they are reached: direct, silent, pending, failed, unreachable.
+# HELP underlay_peers Peers by network and by how they are reached: direct, vxlan, silent, pending, failed, unreachable.
 # TYPE underlay_peers gauge
 underlay_peers{network="pods",state="direct"} 0
 underlay_peers{network="pods",state="failed"} 1
 underlay_peers{network="pods",state="pending"} 0
 underlay_peers{network="pods",state="silent"} 1
 underlay_peers{network="pods",state="unreachable"} 0
+underlay_peers{network="pods",state="vxlan"} 0
 # HELP underlay_nftables_kept 1 if the nftables table is as it has to be.
 # TYPE underlay_nftables_kept gauge
 underlay_nftables_kept 1

@@ -21,10 +21,12 @@ const OwnMetric = 1 << 20
 // Plan is what has to be on this host.
 type Plan struct {
 	Wants []route.Want
+	// Overlays are the VXLAN devices, by VNI.
+	Overlays []Overlay
 	// Peers by network, name, and family.
 	Peers []Peer
-	// Devs are the interfaces by which peers are reached; Six of them with IPv6.
-	Devs, Six []string
+	// Devs are the interfaces by which peers are reached.
+	Devs []string
 	// Forward are the subnets of all pools, and Nodes the addresses of all nodes.
 	Forward []netip.Prefix
 	Nodes   []netip.Addr
@@ -37,37 +39,83 @@ type Peer struct {
 	Node    lease.Node
 	Name    string
 	Blocks  []netip.Prefix
-	// Address of the peer, and the interface by which it is reached; zero where
-	// Reason says why it is not.
+	// Address of the peer, and the interface by which it is reached: with VXLAN,
+	// of its VTEP, and this host's device. Zero where it is not reached.
 	Address netip.Addr
 	Dev     string
-	Reason  string
+	VXLAN   bool
+	// Reason says why the peer is not reached, or not directly.
+	Reason string
+	// Near is the peer as a neighbour of this host, whose answer matters; zero
+	// where it is none.
+	Near hostnet.Neighbour
 	// Wants are the indexes of its routes in the Plan.
 	Wants []int
 }
 
 // Make plans for a host that is in state h. Parents are the interfaces that are
-// tried first, in order.
-func Make(s *Snapshot, h hostnet.State, parents []string) *Plan {
-	m := maker{s: s, p: &Plan{}, own: make(map[netip.Addr]bool), at: make(map[route.Route]int)}
+// tried first, in order, and the addresses of which peers know this node by;
+// answer tells what is known of a neighbour.
+func Make(s *Snapshot, h hostnet.State, parents []string, answer func(hostnet.Neighbour) hostnet.Answer) *Plan {
+	m := maker{s: s, p: &Plan{}, answer: answer, own: make(map[netip.Addr]bool), at: make(map[route.Route]int)}
 	for _, n := range s.Networks {
 		m.p.Forward = append(m.p.Forward, n.Prefixes...)
 	}
 	m.subnets(h, parents)
+	m.told = Addresses(h, parents)
 	for _, n := range s.Networks {
-		if n.Backend == record.HostGW && n.Why == "" {
-			m.network(n)
+		switch {
+		case n.Why != "":
+		case n.Backend == record.HostGW:
+			m.network(n, nil)
+		case n.Backend == record.VXLAN:
+			m.overlay(n)
 		}
 	}
+	slices.SortFunc(m.p.Overlays, func(a, b Overlay) int { return cmp.Compare(a.Device.VNI, b.Device.VNI) })
 	for _, id := range slices.Sorted(maps.Keys(s.Nodes)) {
 		m.p.Nodes = append(m.p.Nodes, s.Nodes[id].Addresses...)
 	}
 	return m.p
 }
 
+// Address of this host, and the interface that has it.
+type Address struct {
+	netip.Addr
+	Dev string
+}
+
+// Addresses are those of interfaces that last, the preferred one first. Of an
+// interface, those of IPv4 come first, the primary one before others; the kernel
+// has no order for those of IPv6 that would stay.
+func Addresses(h hostnet.State, devs []string) (out []Address) {
+	for _, dev := range devs {
+		l, _ := h.Link(dev)
+		var four, six []netip.Addr
+		for _, a := range l.Addrs {
+			switch {
+			case a.Passing:
+			case a.Addr().Is4():
+				four = append(four, a.Addr())
+			default:
+				six = append(six, a.Addr())
+			}
+		}
+		slices.SortFunc(six, netip.Addr.Compare)
+		for _, a := range slices.Concat(four, six) {
+			if !slices.ContainsFunc(out, func(o Address) bool { return o.Addr == a }) {
+				out = append(out, Address{a, dev})
+			}
+		}
+	}
+	return out
+}
+
 type maker struct {
-	s *Snapshot
-	p *Plan
+	s      *Snapshot
+	p      *Plan
+	answer func(hostnet.Neighbour) hostnet.Answer
+	told   []Address // at which peers reach this node
 	// preferred are the parents' subnets, and others those of the rest.
 	preferred, others []subnet
 	own               map[netip.Addr]bool
@@ -107,8 +155,8 @@ func (m *maker) subnets(h hostnet.State, parents []string) {
 	slices.SortStableFunc(m.others, func(a, b subnet) int { return cmp.Compare(b.Bits(), a.Bits()) })
 }
 
-// network adds a network's routes.
-func (m *maker) network(n Network) {
+// network adds a network's routes, through o where there is no direct one.
+func (m *maker) network(n Network, o *Overlay) {
 	type key struct {
 		node lease.Node
 		six  bool
@@ -125,7 +173,7 @@ func (m *maker) network(n Network) {
 		if !known {
 			i = len(m.p.Peers)
 			of[k] = i
-			m.p.Peers = append(m.p.Peers, m.peer(n, k.node, k.six))
+			m.p.Peers = append(m.p.Peers, m.peer(n, k.node, k.six, o))
 		}
 		m.p.Peers[i].Blocks = append(m.p.Peers[i].Blocks, b.CIDR)
 	}
@@ -135,18 +183,21 @@ func (m *maker) network(n Network) {
 	})
 	for i := range peers {
 		p := &peers[i]
-		if p.Reason != "" {
+		if p.Dev == "" || p.VXLAN {
 			continue
 		}
 		for _, b := range p.Blocks {
-			p.Wants = append(p.Wants, m.want(route.Want{Peer: who(*p), Object: route.Route{Dst: b, Via: p.Address, Dev: p.Dev}}))
+			p.Wants = append(p.Wants, m.want(route.Want{Peer: Who(*p), Object: route.Route{Dst: b, Via: p.Address, Dev: p.Dev}}))
 		}
-		m.use(p.Dev, p.Address.Is6())
+		m.use(p.Dev)
+	}
+	if o != nil {
+		m.tunnel(o, peers)
 	}
 }
 
-// who is a peer for people.
-func who(p Peer) string {
+// Who is a peer for people.
+func Who(p Peer) string {
 	if p.Name != "" {
 		return p.Name
 	}
@@ -165,46 +216,61 @@ func (m *maker) want(w route.Want) int {
 	return i
 }
 
-func (m *maker) use(dev string, six bool) {
+func (m *maker) use(dev string) {
 	if !slices.Contains(m.p.Devs, dev) {
 		m.p.Devs = append(m.p.Devs, dev)
-	}
-	if six && !slices.Contains(m.p.Six, dev) {
-		m.p.Six = append(m.p.Six, dev)
 	}
 }
 
 // peer decides how a node is reached in a family.
-func (m *maker) peer(n Network, id lease.Node, six bool) Peer {
+func (m *maker) peer(n Network, id lease.Node, six bool, o *Overlay) Peer {
 	node, known := m.s.Nodes[id]
 	p := Peer{Network: n.Name, Node: id, Name: node.Name}
-	family := "IPv4"
-	if six {
-		family = "IPv6"
+	if !known {
+		p.Reason = "the registry has no record of the node"
+		return p
 	}
-	var addrs []netip.Addr
-	for _, a := range node.Addresses {
+	if n.Backend == record.HostGW || n.DirectRouting {
+		m.reach(&p, node, six)
+	}
+	if n.Backend == record.VXLAN {
+		m.over(&p, node, o)
+	}
+	return p
+}
+
+// addresses are those of a node in a family, or why there are none.
+func (n Node) addresses(six bool) (addrs []netip.Addr, why string) {
+	for _, a := range n.Addresses {
 		if a.Is6() == six {
 			addrs = append(addrs, a)
 		}
 	}
 	switch {
-	case !known:
-		p.Reason = "the registry has no record of the node"
-	case len(addrs) == 0 && node.Why != "":
-		p.Reason = "the record of the node cannot be read: " + node.Why
-	case len(addrs) == 0:
-		p.Reason = "the node has told no " + family + " address"
-	default:
-		m.reach(&p, addrs)
+	case len(addrs) > 0:
+		return addrs, ""
+	case n.Why != "":
+		return nil, "the record of the node cannot be read: " + n.Why
 	}
-	return p
+	return nil, "the node has told no " + family(six) + " address"
+}
+
+func family(six bool) string {
+	if six {
+		return "IPv6"
+	}
+	return "IPv4"
 }
 
 // reach finds the first address that is on a subnet of this host: on one of its
 // parents, or else on any link.
-func (m *maker) reach(p *Peer, addrs []netip.Addr) {
-	why := fmt.Sprintf("%s is on no subnet that this node is on", addrs[0])
+func (m *maker) reach(p *Peer, node Node, six bool) {
+	addrs, why := node.addresses(six)
+	if why != "" {
+		p.Reason = why
+		return
+	}
+	why = fmt.Sprintf("%s is on no subnet that this node is on", addrs[0])
 	for _, subnets := range [][]subnet{m.preferred, m.others} {
 		for _, a := range addrs {
 			for _, s := range subnets {
@@ -218,6 +284,7 @@ func (m *maker) reach(p *Peer, addrs []netip.Addr) {
 					why = fmt.Sprintf("%s is on the subnet of %q, on which no neighbour can be asked for", a, s.link.Name)
 				default:
 					p.Address, p.Dev = a, s.link.Name
+					p.Near = hostnet.Neighbour{Dev: p.Dev, Addr: a}
 					return
 				}
 			}

@@ -70,11 +70,19 @@ func link(name string, up, broadcast bool, addrs ...string) hostnet.Link {
 	return l
 }
 
+func unknown(hostnet.Neighbour) hostnet.Answer { return hostnet.Unknown }
+
 // golden is a plan for people: routes, then peers that have none.
 func golden(s *Snapshot, p *Plan) string {
 	var b strings.Builder
 	for _, w := range p.Wants {
 		fmt.Fprintf(&b, "%s # %s\n", w.Object, w.Peer)
+	}
+	for _, o := range p.Overlays {
+		fmt.Fprintf(&b, "%s: vni %d port %d on %s from %s, %v\n", o.Device.Network, o.Device.VNI, o.Device.Port, o.Device.Parent, o.Device.Local, o.Device.Addrs)
+		for _, e := range o.Entries {
+			fmt.Fprintf(&b, "  %s # %s\n", e.Object, e.Peer)
+		}
 	}
 	for _, peer := range p.Peers {
 		if peer.Reason != "" {
@@ -179,7 +187,7 @@ skipped pods  10.5.0.128/26: block.version: 9: a newer version of underlay wrote
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			s := Take(view(tt.items...), me, tt.follow, nil)
-			if diff := cmp.Diff(tt.want, golden(s, Make(s, tt.host, []string{"eth1"}))); diff != "" {
+			if diff := cmp.Diff(tt.want, golden(s, Make(s, tt.host, []string{"eth1"}, unknown))); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -204,7 +212,7 @@ func TestParents(t *testing.T) {
 		{[]string{"nosuch"}, []string{"203.0.113.1", "198.51.100.9"}, "198.51.100.9 b"},
 	} {
 		s := Take(view(pool(t, "pods", pods, record.Routed, `[[{"subnet":"10.5.0.0/16"}]]`), network("pods", "pods"), node(two, "n2", tt.addrs...), block(pods, "10.5.0.0/26", two)), me, nil, nil)
-		p := Make(s, host, tt.parents).Peers[0]
+		p := Make(s, host, tt.parents, unknown).Peers[0]
 		if got := fmt.Sprint(p.Address, " ", p.Dev); got != tt.want {
 			t.Errorf("parents %q, addresses %q: %s, want %s", tt.parents, tt.addrs, got, tt.want)
 		}
@@ -221,7 +229,7 @@ func TestUnread(t *testing.T) {
 	}
 	host := hostnet.State{Links: []hostnet.Link{link("eth1", true, true, "192.0.2.1/24")}}
 	routes := func(s *Snapshot) (out string) {
-		for _, w := range Make(s, host, nil).Wants {
+		for _, w := range Make(s, host, nil, unknown).Wants {
 			out += w.Object.String() + "\n"
 		}
 		return out

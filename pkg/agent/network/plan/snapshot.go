@@ -5,8 +5,10 @@
 //   - A record that cannot be read is not absent: what it said before holds as
 //     long as that is remembered.
 //   - A peer is routed to directly where one of its addresses is on a subnet that
-//     this host is on, by a link on which neighbours are found by asking; else it
-//     is unreachable, with the reason.
+//     this host is on, by a link on which neighbours are found by asking. A network
+//     with VXLAN does so where it is told to, and the peer answers; the rest is
+//     reached through VXLAN. Whoever is not reached in the best way is told with the
+//     reason.
 //   - Nothing outside the pools' subnets is ever routed.
 package plan
 
@@ -39,6 +41,10 @@ type Snapshot struct {
 // Network is one way for nodes to reach each other's blocks of a pool.
 type Network struct {
 	Name, Backend, Pool string
+	// VNI and Port of the backend vxlan; DirectRouting: it does without where it
+	// can.
+	VNI, Port     int
+	DirectRouting bool
 	// Prefixes are the pool's subnets.
 	Prefixes []netip.Prefix
 	// Blocks that somebody has, by address.
@@ -95,6 +101,12 @@ func (s *Snapshot) Network(name string) (Network, bool) {
 	return s.Networks[i], true
 }
 
+// Choice reports whether there is a network whose peers are reached in one way or
+// another, as they answer.
+func (s *Snapshot) Choice() bool {
+	return slices.ContainsFunc(s.Networks, func(n Network) bool { return n.DirectRouting && n.Why == "" })
+}
+
 // Take reads a view for the node me. Follow are the names of the networks that
 // are followed; nil means all. Before, unless nil, is the last Snapshot.
 func Take(v *registry.View, me lease.Node, follow []string, before *Snapshot) *Snapshot {
@@ -105,10 +117,12 @@ func Take(v *registry.View, me lease.Node, follow []string, before *Snapshot) *S
 	t.unread(follow)
 	for name, n := range v.Networks {
 		if follow == nil || slices.Contains(follow, name) {
-			t.network(Network{Name: name, Backend: n.Value.Backend, Pool: n.Value.Pool})
+			v := n.Value
+			t.network(Network{Name: name, Backend: v.Backend, Pool: v.Pool, VNI: v.VNI, Port: v.Port, DirectRouting: v.DirectRouting})
 		}
 	}
 	slices.SortFunc(t.s.Networks, func(a, b Network) int { return cmp.Compare(a.Name, b.Name) })
+	t.oneEach()
 	for id, n := range v.Nodes {
 		if _, gone := v.Gone[id]; !gone {
 			t.s.Nodes[id] = Node{Name: n.Value.Name, Addresses: n.Value.Addresses}
@@ -152,7 +166,7 @@ func (t *taker) unread(follow []string) {
 		}
 		t.s.Odd = append(t.s.Odd, Odd{Network: name, Why: why.Error()})
 		if known, ok := t.before.Network(name); ok {
-			t.network(Network{Name: name, Backend: known.Backend, Pool: known.Pool})
+			t.network(Network{Name: name, Backend: known.Backend, Pool: known.Pool, VNI: known.VNI, Port: known.Port, DirectRouting: known.DirectRouting})
 		}
 	}
 }
@@ -186,6 +200,22 @@ func (t *taker) network(n Network) {
 		t.take(&n, before)
 	}
 	t.s.Networks = append(t.s.Networks, n)
+}
+
+// oneEach: a host has one device of a VNI, which is that of the first network.
+func (t *taker) oneEach() {
+	of := make(map[int]string)
+	for i := range t.s.Networks {
+		n := &t.s.Networks[i]
+		if n.Backend != record.VXLAN || n.Why != "" {
+			continue
+		}
+		if first, taken := of[n.VNI]; taken {
+			n.Why = fmt.Sprintf("vni %d is that of network %q, too; give one of them another", n.VNI, first)
+		} else {
+			of[n.VNI] = n.Name
+		}
+	}
 }
 
 // take adds the blocks of the pool.
