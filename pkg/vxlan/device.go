@@ -285,6 +285,9 @@ func (d Device) settle(h *netlink.Handle, l, parent netlink.Link) error {
 	if err := h.LinkSetAlias(l, link.SharedAlias); err != nil {
 		return fmt.Errorf("set alias: %w", err)
 	}
+	if err := h.LinkSetGroup(l, 0); err != nil {
+		return fmt.Errorf("set group: %w", err)
+	}
 	return nil
 }
 

@@ -145,6 +145,9 @@ func (s Segment) finish(h *netlink.Handle, l netlink.Link) error {
 	if err := h.LinkSetAlias(l, link.SharedAlias); err != nil {
 		return fmt.Errorf("set alias of %s: %w", a.Name, err)
 	}
+	if err := h.LinkSetGroup(l, 0); err != nil {
+		return fmt.Errorf("set group of %s: %w", a.Name, err)
+	}
 	return nil
 }
 

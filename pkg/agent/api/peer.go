@@ -38,6 +38,9 @@ type Peer struct {
 	// reached.
 	Address netip.Addr `json:"address,omitzero"`
 	Dev     string     `json:"dev,omitempty"`
+	// Via is the gateway of its routes: Address, or with VXLAN what stands for the
+	// peer on Dev.
+	Via netip.Addr `json:"via,omitzero"`
 	// Prefixes that are routed to it.
 	Prefixes []netip.Prefix `json:"prefixes"`
 	State    PeerState      `json:"state"`

@@ -1,6 +1,8 @@
 package network
 
 import (
+	"net/netip"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/underlay-cni/underlay/pkg/agent/api"
@@ -52,7 +54,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, n := range now.snapshot.Networks {
 		counts[n.Name] = make(map[api.PeerState]int)
 	}
-	t.peers(func(p plan.Peer, state api.PeerState, _ string) {
+	t.peers(func(p plan.Peer, _ netip.Addr, state api.PeerState, _ string) {
 		if counts[p.Network] != nil {
 			counts[p.Network][state]++
 		}

@@ -11,16 +11,17 @@ import (
 	"github.com/underlay-cni/underlay/pkg/vxlan"
 )
 
-// newRoutedBed has a second switch, br1, and a router between the two: hosts
-// that move there have other addresses.
+// newRoutedBed has a second switch, br1, and a router between the two, whose MACs
+// do not change with the ports: hosts that move there have other addresses.
 func newRoutedBed(t *testing.T, direct bool) *bed {
 	t.Helper()
 	b := newBed(t, func(n *record.Network) {
 		n.Backend, n.VNI, n.Port, n.DirectRouting = record.VXLAN, 7, record.DefaultPort, direct
 	})
 	netnstest.Batch(t, b.wire, "ip", `link add br1 type bridge mcast_snooping 0
-link set br1 addrgenmode none
-link set br1 up
+link set br1 addrgenmode none up
+link set br0 address 02:00:00:00:00:fe
+link set br1 address 02:00:00:00:01:fe
 addr add 192.0.2.254/24 dev br0
 addr add 198.51.100.254/24 dev br1`)
 	netnstest.Run(t, b.wire, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
@@ -101,6 +102,9 @@ unreachable 2001:db8:5::/122 dev lo metric 1048576
 	reach()
 	if got := netnstest.Run(t, one.ns, "ip", "link", "show", "dev", vxlan.AltName("pods")); !strings.Contains(got, "vx7") || !strings.Contains(got, "mtu 1450") {
 		t.Errorf("the device: %s", got)
+	}
+	if got := netnstest.Run(t, one.ns, "nft", "list", "table", "inet", "underlay"); !strings.Contains(got, "8472") || !strings.Contains(got, "198.51.100.3") {
+		t.Errorf("VXLAN is not taken from nodes alone:\n%s", got)
 	}
 
 	two.ip("link set eth1 mtu 1400")

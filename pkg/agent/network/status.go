@@ -16,10 +16,10 @@ import (
 // Peers tells how the peers of a network are reached, or of all if that is "".
 func (t *Task) Peers(network string) []api.Peer {
 	out := []api.Peer{}
-	t.peers(func(p plan.Peer, state api.PeerState, reason string) {
+	t.peers(func(p plan.Peer, via netip.Addr, state api.PeerState, reason string) {
 		if network == "" || p.Network == network {
 			out = append(out, api.Peer{
-				Network: p.Network, NodeName: api.NodeName{Node: string(p.Node), Name: p.Name}, Address: p.Address, Dev: p.Dev,
+				Network: p.Network, NodeName: api.NodeName{Node: string(p.Node), Name: p.Name}, Address: p.Address, Dev: p.Dev, Via: via,
 				Prefixes: p.Blocks, State: state, Reason: reason,
 			})
 		}
@@ -27,8 +27,8 @@ func (t *Task) Peers(network string) []api.Peer {
 	return out
 }
 
-// peers calls f with each peer, and how it is reached.
-func (t *Task) peers(f func(plan.Peer, api.PeerState, string)) {
+// peers calls f with each peer, by what gateway it is reached, and how.
+func (t *Task) peers(f func(p plan.Peer, via netip.Addr, state api.PeerState, reason string)) {
 	t.mu.Lock()
 	p, routes := t.now.plan, t.routes
 	t.mu.Unlock()
@@ -50,7 +50,11 @@ func (t *Task) peers(f func(plan.Peer, api.PeerState, string)) {
 		if err := failed[peer.Dev][plan.Who(peer)]; err != nil && state == api.PeerVXLAN {
 			state, reason = api.PeerFailed, oneLine(err)
 		}
-		f(peer, state, reason)
+		var via netip.Addr
+		if len(peer.Wants) > 0 {
+			via = p.Wants[peer.Wants[0]].Object.Via
+		}
+		f(peer, via, state, reason)
 	}
 }
 

@@ -21,9 +21,10 @@ func (c Commands) peerList() *cobra.Command {
 		Use:   "list",
 		Short: "List the peers of this node, and how they are reached",
 		Long: `List the peers of this node, and how they are reached: direct, by routes through
-an address on a subnet of this node; silent, the same, but nobody answers there;
-pending or failed, where a route is not there yet; unreachable, where there is no
-way. REASON says why.`,
+an address on a subnet of this node; vxlan, through the network's VXLAN device, to
+the VTEP at ADDRESS; silent, directly, but nobody answers there; pending or failed,
+where a route is not there yet; unreachable, where there is no way. REASON says why
+a peer is not direct, where it might be.`,
 		Example: "  underlayctl peer list --network pods",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

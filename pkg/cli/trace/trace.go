@@ -194,7 +194,7 @@ func (t *Trace) peer(to end) {
 	if name == "" {
 		name = p.Node
 	}
-	wanted := fmt.Sprintf("via %s dev %s", p.Address, p.Dev)
+	wanted := fmt.Sprintf("via %s dev %s", p.Via, p.Dev)
 	switch p.State {
 	case api.PeerUnreachable:
 		t.fail("%s is in a block of %s, to which there is no way: %s", to.addr, name, p.Reason)
@@ -202,11 +202,19 @@ func (t *Trace) peer(to end) {
 	case api.PeerSilent:
 		t.hop("peer %s, %s, network %s", name, wanted, p.Network)
 		t.fail("nobody answers at %s: %s", p.Address, p.Reason)
+	case api.PeerVXLAN:
+		why := ""
+		if p.Reason != "" {
+			why = ": " + p.Reason
+		}
+		t.hop("%s, VXLAN%s", wanted, why)
+		t.hop("peer %s, VTEP %s, network %s", name, p.Address, p.Network)
+		t.Reached = true
 	default:
 		t.hop("peer %s, %s, network %s", name, wanted, p.Network)
 		t.Reached = true
 	}
-	if have := to.path; have.Via != p.Address || have.Link.Name != p.Dev {
+	if have := to.path; have.Via != p.Via || have.Link.Name != p.Dev {
 		do := "the agent puts it right; see: underlayctl peer list, and the log of underlayd"
 		if have.Link.Name != "" && have.Via.IsValid() {
 			do = fmt.Sprintf("see whose the route is: ip route get %s", to.addr)

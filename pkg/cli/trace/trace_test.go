@@ -50,8 +50,9 @@ func away(addr string, path link.Path) end { return end{addr: netip.MustParseAdd
 
 func TestFollow(t *testing.T) {
 	t.Parallel()
-	h2 := &api.Peer{Network: "pods", NodeName: api.NodeName{Name: "h2"}, Address: netip.MustParseAddr("192.0.2.2"), Dev: "eth1", State: api.PeerDirect}
-	silent, lost := *h2, *h2
+	h2 := &api.Peer{Network: "pods", NodeName: api.NodeName{Name: "h2"}, Address: netip.MustParseAddr("192.0.2.2"), Via: netip.MustParseAddr("192.0.2.2"), Dev: "eth1", State: api.PeerDirect}
+	silent, lost, far := *h2, *h2, *h2
+	far.State, far.Via, far.Dev = api.PeerVXLAN, netip.MustParseAddr("10.5.2.1"), "vx7"
 	silent.State, silent.Reason = api.PeerSilent, "no answer for 5 s"
 	lost.State, lost.Reason = api.PeerUnreachable, "it is on no subnet of this node"
 	peer := func(p *api.Peer, path link.Path) end {
@@ -78,6 +79,8 @@ func TestFollow(t *testing.T) {
 		{"the default route takes it", a, peer(h2, via("192.0.2.254", "eth1")), false, "is another", "via 192.0.2.254 dev eth1"},
 		{"a silent peer", a, peer(&silent, via("192.0.2.2", "eth1")), false, "no answer for 5 s", ""},
 		{"no way to a peer", a, peer(&lost, link.Path{}), false, "on no subnet of this node", ""},
+		{"a peer of an overlay", a, peer(&far, via("10.5.2.1", "vx7")), true, "peer h2, VTEP 192.0.2.2, network pods", ""},
+		{"the overlay's route is gone", a, peer(&far, via("192.0.2.254", "eth1")), false, "is another", "via 192.0.2.254 dev eth1"},
 		{"a stray", a, with(away("10.5.1.9", link.Path{}), func(e *end) { e.network = "pods" }), false, "no container has it", ""},
 		{"out", with(a, func(e *end) { e.uses.Masquerade = true }), away("198.51.100.1", via("192.0.2.254", "eth1")), true, "masqueraded", ""},
 		{"nowhere", a, away("198.51.100.1", link.Path{}), false, "no route to 198.51.100.1", ""},
