@@ -100,6 +100,9 @@ func TestLook(t *testing.T) {
 		if err := look(); err != nil || !slices.Equal(names, []string{"net"}) {
 			t.Errorf("networks %q, %v", names, err)
 		}
+		if _, _, err := n.add(""); err != nil || !heard() {
+			t.Errorf("did not hear of a block of its own, or %v", err)
+		}
 		b.partition("n0")
 		b.store.Break()
 		time.Sleep(time.Minute)
