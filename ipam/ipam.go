@@ -130,13 +130,26 @@ type Uses struct {
 	// Masquerade: what the attachment of Network sends out of the cluster gets an
 	// address of this host.
 	Masquerade bool `json:"masquerade,omitempty"`
+	// Segment that the attachment is in.
+	Segment Segment `json:"segment,omitzero"`
 }
 
 // Shared reports whether anything is used that needs a reference count.
-func (u Uses) Shared() bool { return u.VLAN != 0 || u.HostAccess }
+func (u Uses) Shared() bool { return u.VLAN != 0 || u.HostAccess || u.Segment.Port != 0 }
 
 // Any reports whether there is anything that others have to know of.
-func (u Uses) Any() bool { return u.Shared() || u.Port != "" || u.Network != "" }
+func (u Uses) Any() bool {
+	return u.Shared() || u.Port != "" || u.Network != "" || u.Segment != Segment{}
+}
+
+// Segment is the VXLAN segment that an attachment is in; the zero value is none.
+type Segment struct {
+	// VNI, 1 to 1<<24-1.
+	VNI int `json:"vni,omitempty"`
+	// Port is the UDP port, for an attachment that the segment is made for and
+	// goes with; 0 where another one of the chain does that.
+	Port int `json:"port,omitempty"`
+}
 
 // AttachmentRecord is what the ledger keeps of an attachment beside its
 // addresses; it exists for every attachment that holds an address or has any

@@ -50,6 +50,8 @@ func answer(ctx context.Context, l *ledger.Ledger, c Cluster, q *wire.Request, w
 		a.Attachments, err = stale(l, *q.Stale)
 	case wire.OpUsers:
 		a.Attachments, a.Others, err = l.Users(*q.Uses, q.Most)
+	case wire.OpSegment:
+		a.Attachments, err = l.SegmentUsers(q.Uses.Segment.VNI, q.Most)
 	case wire.OpStatus:
 		return status(l, *q.Status, c != nil)
 	}

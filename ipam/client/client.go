@@ -214,6 +214,20 @@ func (c *Client) Users(ctx context.Context, u ipam.Uses, most int) (vlan, hostAc
 	return vlan, hostAccess, err
 }
 
+// SegmentUsers lists the attachments that the segment of a VNI goes with: so many
+// at most, or all for 0.
+func (c *Client) SegmentUsers(ctx context.Context, vni, most int) (out []ipam.AttachmentRecord, err error) {
+	q := &wire.Request{Op: wire.OpSegment, Uses: &ipam.Uses{Segment: ipam.Segment{VNI: vni}}, Most: most}
+	r, err := c.view(ctx, q, func(l *ledger.Ledger) (err error) {
+		out, err = l.SegmentUsers(vni, most)
+		return err
+	})
+	if r != nil {
+		return r.Attachments, err
+	}
+	return out, err
+}
+
 // Status reports why an ADD would fail now and go on failing: the ledger cannot
 // be used, the node knows no such pool or nobody is there to confirm its leases,
 // or, when the configuration asks for it, no address is left.

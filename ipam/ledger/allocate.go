@@ -82,6 +82,9 @@ func check(req ipam.AllocateRequest) error {
 			return &ipam.FieldError{Place: "ranges", Msg: fmt.Sprintf("%s is IPv4 written as IPv6", r.Interval)}
 		}
 	}
+	if s := req.Uses.Segment; s.VNI < 0 || s.VNI >= 1<<24 || s.Port < 0 || s.Port >= 1<<16 || s.VNI == 0 && s.Port != 0 {
+		return &ipam.FieldError{Place: "vni", Msg: fmt.Sprintf("%d with port %d is no VXLAN segment", s.VNI, s.Port)}
+	}
 	return checkNames(
 		[2]string{"name", req.Pool.Name},
 		[2]string{"ipam.pool", req.Cluster},

@@ -230,7 +230,9 @@ func (t *tx) parked(pool, owner string, a ipam.Attachment) (recs []ipam.Record, 
 }
 
 // Users: parent, VLAN, attachment -> what the attachment shares there; and,
-// before these, parent, VLAN, "", port, attachment -> nothing.
+// before these, parent, VLAN, "", port, attachment -> nothing. Of a segment:
+// "", VNI, attachment -> 0, since no host has two of one VNI, whatever
+// their parents.
 
 const (
 	usesVLAN = 1 << iota
@@ -242,6 +244,26 @@ func userPrefix(u ipam.Uses) []byte { return join(u.Parent, strconv.Itoa(u.VLAN)
 func userKey(a ipam.AttachmentRecord) []byte {
 	return append(userPrefix(a.Uses), attachmentKey(a.Attachment)...)
 }
+
+// user is an entry of the index.
+type user struct{ key, value []byte }
+
+// usersOf are the entries of an attachment.
+func usersOf(a ipam.AttachmentRecord) (out []user) {
+	u := a.Uses
+	if u.VLAN != 0 || u.HostAccess {
+		out = append(out, user{userKey(a), userValue(u)})
+	}
+	if u.Port != "" {
+		out = append(out, user{portKey(a), []byte{}})
+	}
+	if u.Segment.Port != 0 {
+		out = append(out, user{append(segmentPrefix(u.Segment.VNI), attachmentKey(a.Attachment)...), []byte{0}})
+	}
+	return out
+}
+
+func segmentPrefix(vni int) []byte { return join("", strconv.Itoa(vni), "") }
 
 func userValue(u ipam.Uses) []byte {
 	var v byte

@@ -222,6 +222,15 @@ func (m *model) agree(l *Ledger) {
 			m.t.Fatalf("users of %+v: %v and %v, want %d and %d", u, vlan, host, wantVLAN, wantHost)
 		}
 	}
+	segment := 0
+	for _, a := range m.atts {
+		if a.Uses.Segment.Port != 0 {
+			segment++
+		}
+	}
+	if got, err := l.SegmentUsers(5, 0); err != nil || len(got) != segment {
+		m.t.Fatalf("users of the segment: %v, %v, want %d", got, err, segment)
+	}
 	m.agreeBlocks(l)
 	m.agreeHistory(l)
 	if findings, err := l.Check(); err != nil || len(findings) > 0 {

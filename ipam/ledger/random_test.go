@@ -69,7 +69,7 @@ func TestModel(t *testing.T) {
 					Pool:       rapid.SampledFrom(pools).Draw(t, "pool"),
 					Owner:      rapid.SampledFrom([]string{"", "", "ns/x", "ns/y"}).Draw(t, "owner"),
 					Netns:      ipam.Netns{Inode: rapid.Uint64Range(1, 2).Draw(t, "netns")},
-					Uses:       rapid.SampledFrom([]ipam.Uses{{}, {}, {Parent: "eth1", VLAN: 5}, {Parent: "eth1", VLAN: 5, HostAccess: true}, {Parent: "eth1", HostAccess: true}, {Parent: "eth1", Port: "l2"}, {Parent: "eth1", Port: "l3"}}).Draw(t, "uses"),
+					Uses:       rapid.SampledFrom([]ipam.Uses{{}, {}, {Parent: "eth1", VLAN: 5}, {Parent: "eth1", VLAN: 5, HostAccess: true}, {Parent: "eth1", HostAccess: true}, {Parent: "eth1", Port: "l2"}, {Parent: "eth1", Port: "l3"}, {Parent: "eth1", Segment: ipam.Segment{VNI: 5, Port: 8472}}, {Parent: "lg5", Segment: ipam.Segment{VNI: 5}}}).Draw(t, "uses"),
 				}
 				if rapid.IntRange(0, 3).Draw(t, "special") == 0 {
 					req.Addresses, req.Avoid = someAddrs(t, "ips", 2), someAddrs(t, "avoid", 3)

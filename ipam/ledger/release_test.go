@@ -61,6 +61,58 @@ func TestUses(t *testing.T) {
 	}
 }
 
+// A segment goes with those that it has been made for, whatever its parent is
+// called; who only is in it does not keep it.
+func TestSegmentUsers(t *testing.T) {
+	s := newScene(t, "10.0.0.0/24")
+	in := func(parent string, vni, port int) func(*ipam.AllocateRequest) {
+		return func(r *ipam.AllocateRequest) {
+			r.Pool, r.Uses = ipam.Pool{}, ipam.Uses{Parent: parent, Segment: ipam.Segment{VNI: vni, Port: port}}
+		}
+	}
+	s.add("a", in("eth1", 5001, 8472))
+	s.add("b", in("eth2", 5001, 4789))
+	s.add("c", in("eth1", 50, 8472))
+	s.add("d", in("lg5001", 5001, 0))
+	users := func(vni, most int, want string) {
+		t.Helper()
+		list, err := s.l.SegmentUsers(vni, most)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, a := range list {
+			got += a.Attachment.ContainerID
+		}
+		if got != want {
+			t.Errorf("users of segment %d: %q, want %q", vni, got, want)
+		}
+	}
+	users(5001, 0, "ab")
+	users(5001, 1, "a")
+	users(50, 0, "c")
+	users(500, 0, "")
+	if vlan, host, err := s.l.Users(ipam.Uses{VLAN: 5001}, 0); err != nil || len(vlan)+len(host) > 0 {
+		t.Errorf("users of no VLAN: %v, %v, %v", vlan, host, err)
+	}
+	if rec, _, ok, err := s.l.Attachment(att("d")); err != nil || !ok || rec.Uses.Segment.VNI != 5001 || rec.Version != 4 {
+		t.Errorf("record of who is in it: %+v, %v, %v", rec, ok, err)
+	}
+	if a, err := s.try("a", in("eth1", 50, 8472)); err != nil || a.Replaced.Uses.Segment.VNI != 5001 {
+		t.Errorf("another segment: %+v, %v", a, err)
+	}
+	users(5001, 0, "b")
+	users(50, 0, "ac")
+	s.release("b")
+	s.release("d")
+	users(5001, 0, "")
+	for _, bad := range []ipam.Segment{{VNI: 1 << 24}, {VNI: -1}, {Port: 1}, {VNI: 1, Port: 1 << 16}} {
+		if _, err := s.try("e", in("eth1", bad.VNI, bad.Port)); err == nil || !strings.Contains(err.Error(), "is no VXLAN segment") {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+}
+
 func TestCompany(t *testing.T) {
 	s := newScene(t, "10.0.0.0/24")
 	on := func(port string) func(*ipam.AllocateRequest) {

@@ -196,24 +196,19 @@ func (c *checker) attachmentsAndUsers() {
 			}
 		}
 		var errs []error
-		if att.Uses.Shared() {
-			errs = append(errs, c.has(bucketUser, userKey(att), userValue(att.Uses), att.Attachment))
-		}
-		if att.Uses.Port != "" {
-			errs = append(errs, c.has(bucketUser, portKey(att), []byte{}, att.Attachment))
+		for _, u := range usersOf(att) {
+			errs = append(errs, c.has(bucketUser, u.key, u.value, att.Attachment))
 		}
 		return errors.Join(errs...)
 	})
 	c.each(bucketUser, func(k, _ []byte) error {
 		parts := bytes.SplitN(k, []byte{0}, 3)
-		ofPort := len(parts) == 3 && bytes.HasPrefix(parts[2], []byte{0})
-		if ofPort {
+		if len(parts) == 3 && bytes.HasPrefix(parts[2], []byte{0}) { // of a port
 			parts = bytes.SplitN(k, []byte{0}, 5)[2:]
 		}
 		if len(parts) == 3 {
 			att, err := decodeAttachment(parts[2], c.get(bucketAttachment, parts[2]))
-			if err == nil && (ofPort && att.Uses.Port != "" && bytes.Equal(portKey(att), k) ||
-				!ofPort && att.Uses.Shared() && bytes.Equal(userKey(att), k)) {
+			if err == nil && slices.ContainsFunc(usersOf(att), func(u user) bool { return bytes.Equal(u.key, k) }) {
 				return nil
 			}
 		}
@@ -309,7 +304,7 @@ func (t *tx) fill(found []Found, old remains) error {
 	users := map[netip.Addr][]string{}
 	for _, f := range found {
 		for _, a := range f.Addresses {
-			users[plain(a.Prefix.Addr())] = append(users[plain(a.Prefix.Addr())], user(f))
+			users[plain(a.Prefix.Addr())] = append(users[plain(a.Prefix.Addr())], holder(f))
 		}
 	}
 	for _, f := range found {
@@ -349,7 +344,7 @@ func (l *Ledger) Import(found []Found) error {
 	})
 }
 
-func user(f Found) string {
+func holder(f Found) string {
 	switch {
 	case f.Attachment != (ipam.Attachment{}):
 		return f.Attachment.String()

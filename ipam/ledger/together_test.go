@@ -74,7 +74,7 @@ func TestTogether(t *testing.T) {
 			}
 			req := request(rapid.SampledFrom(pools).Draw(t, "pool"), id)
 			req.Owner = rapid.SampledFrom([]string{"", "ns/x"}).Draw(t, "owner")
-			req.Uses = rapid.SampledFrom([]ipam.Uses{{}, {Parent: "eth1", VLAN: 5}, {Parent: "eth1", Port: "l2"}}).Draw(t, "uses")
+			req.Uses = rapid.SampledFrom([]ipam.Uses{{}, {Parent: "eth1", VLAN: 5}, {Parent: "eth1", Port: "l2"}, {Parent: "eth1", Segment: ipam.Segment{VNI: 5, Port: 8472}}}).Draw(t, "uses")
 			if a := rapid.SampledFrom([]string{"", "", "", "10.0.0.3", "10.0.0.5"}).Draw(t, "address"); a != "" {
 				req.Ask(netip.MustParseAddr(a), "")
 			}

@@ -261,17 +261,11 @@ func (t *tx) ended(rec ipam.Record) error {
 // kept for as long as it has addresses or uses something.
 func (t *tx) setAttachment(old, next ipam.AttachmentRecord) error {
 	var errs []error
-	if old.Uses.Shared() {
-		errs = append(errs, t.del(bucketUser, userKey(old)))
+	for _, u := range usersOf(old) {
+		errs = append(errs, t.del(bucketUser, u.key))
 	}
-	if old.Uses.Port != "" {
-		errs = append(errs, t.del(bucketUser, portKey(old)))
-	}
-	if next.Uses.Shared() {
-		errs = append(errs, t.put(bucketUser, userKey(next), userValue(next.Uses)))
-	}
-	if next.Uses.Port != "" {
-		errs = append(errs, t.put(bucketUser, portKey(next), []byte{}))
+	for _, u := range usersOf(next) {
+		errs = append(errs, t.put(bucketUser, u.key, u.value))
 	}
 	if len(next.Addresses) > 0 || next.Uses.Any() {
 		errs = append(errs, t.put(bucketAttachment, attachmentKey(next.Attachment), record.EncodeAttachment(next)))

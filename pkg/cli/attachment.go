@@ -251,6 +251,9 @@ func uses(u ipam.Uses) string {
 	if u.HostAccess {
 		parts = append(parts, "hostAccess")
 	}
+	if u.Segment.VNI != 0 {
+		parts = append(parts, fmt.Sprintf("segment %d", u.Segment.VNI))
+	}
 	text := u.Parent
 	if len(parts) > 0 {
 		text = strings.Join(parts, "+") + " on " + u.Parent

@@ -145,6 +145,12 @@ func (o *object) allocate(r *ipam.AllocateRequest) {
 			o.text("port", r.Uses.Port)
 			o.text("network", r.Uses.Network)
 			o.flag("masquerade", r.Uses.Masquerade)
+			if s := r.Uses.Segment; s != (ipam.Segment{}) {
+				o.in("segment", "{}", func(o *object) {
+					o.number("vni", int64(s.VNI))
+					o.number("port", int64(s.Port))
+				})
+			}
 		})
 	}
 	o.text("wire", r.Wire)

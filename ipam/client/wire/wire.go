@@ -48,6 +48,9 @@ const (
 	OpStale Op = "stale"
 	// OpUsers: Uses, Most. Response: Attachments and Others.
 	OpUsers Op = "users"
+	// OpSegment: Uses, of which the Segment's VNI counts, and Most. Response:
+	// Attachments.
+	OpSegment Op = "segment"
 	// OpStatus: Status. Response: nothing.
 	OpStatus Op = "status"
 )
@@ -192,6 +195,7 @@ func (q *Request) check() error {
 		OpAttachment: q.Attachment != nil,
 		OpStale:      q.Stale != nil,
 		OpUsers:      q.Uses != nil,
+		OpSegment:    q.Uses != nil,
 		OpStatus:     q.Status != nil,
 	}
 	has, known := there[q.Op]

@@ -33,7 +33,7 @@ func full(t testing.TB) *Request {
 			Routes: []ipam.Route{{Dst: netip.MustParsePrefix("::/0"), MTU: 1400, Scope: new(int)}}, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.101")},
 			Places: []string{"ips[0]"}, Avoid: []netip.Addr{netip.MustParseAddr("2001:db8::1")}, MAC: "02:00:00:00:00:01", MACPrefix: "02",
 			Owner: "ns/x", Runtime: "ctr", Netns: ipam.Netns{Path: "/p", Dev: 1 << 60, Inode: 1<<64 - 1},
-			Uses: ipam.Uses{Parent: "eth1", VLAN: 5, HostAccess: true, Port: "l2", Network: "pods", Masquerade: true}, Wire: "eth1.5", Since: now},
+			Uses: ipam.Uses{Parent: "eth1", VLAN: 5, HostAccess: true, Port: "l2", Network: "pods", Masquerade: true, Segment: ipam.Segment{VNI: 5001, Port: 8472}}, Wire: "eth1.5", Since: now},
 		Release: &ipam.ReleaseRequest{Attachment: att, Before: now, Since: now, Undo: true,
 			Conflict: []ipam.Conflict{{Address: netip.MustParseAddr("192.0.2.1"), Reason: "answered"}}},
 		Seen: &Seen{Since: now, Netns: ipam.Netns{Inode: 4}}, Attachment: &att,

@@ -34,17 +34,20 @@ func poolVersion(p ipam.Pool) uint64 {
 	return 2
 }
 
-// Versions of an attachment's record, from which on it has Uses.Port and
-// Uses.Network with what belongs to that.
+// Versions of an attachment's record, from which on it has Uses.Port,
+// Uses.Network with what belongs to that, and Uses.Segment.
 const (
 	withPort    = 2
 	withNetwork = 3
+	withSegment = 4
 )
 
 // AttachmentVersion is the oldest version that can tell what an attachment
 // uses: what an older program can read, it is to be able to read.
 func AttachmentVersion(u ipam.Uses) int {
 	switch {
+	case u.Segment != ipam.Segment{}:
+		return withSegment
 	case u.Network != "":
 		return withNetwork
 	case u.Port != "":
@@ -122,6 +125,10 @@ func EncodeAttachment(r ipam.AttachmentRecord) []byte {
 		w.text(r.Uses.Network)
 		w.flag(r.Uses.Masquerade)
 	}
+	if r.Version >= withSegment {
+		w.number(uint64(r.Uses.Segment.VNI))
+		w.number(uint64(r.Uses.Segment.Port))
+	}
 	w.number(uint64(len(r.Addresses)))
 	for _, a := range r.Addresses {
 		w.addr(a)
@@ -134,7 +141,7 @@ func EncodeAttachment(r ipam.AttachmentRecord) []byte {
 // DecodeAttachment is the inverse of EncodeAttachment.
 func DecodeAttachment(value []byte) (r ipam.AttachmentRecord, err error) {
 	d := reader{b: value}
-	r.Version = d.version(withNetwork)
+	r.Version = d.version(withSegment)
 	r.Attachment = d.attachment()
 	r.Runtime = d.text()
 	r.Netns = d.netns()
@@ -146,6 +153,9 @@ func DecodeAttachment(value []byte) (r ipam.AttachmentRecord, err error) {
 	}
 	if r.Version >= withNetwork {
 		r.Uses.Network, r.Uses.Masquerade = d.text(), d.flag()
+	}
+	if r.Version >= withSegment {
+		r.Uses.Segment = ipam.Segment{VNI: d.upTo(1<<24 - 1), Port: d.upTo(1<<16 - 1)}
 	}
 	r.Addresses = list(&d, (*reader).addr)
 	r.Since = d.time()

@@ -80,9 +80,11 @@ func (d *reader) signed() int64 {
 }
 
 // small is a number that counts or names something.
-func (d *reader) small() int {
+func (d *reader) small() int { return d.upTo(1 << 16) }
+
+func (d *reader) upTo(most uint64) int {
 	n := d.number()
-	if n > 1<<16 {
+	if n > most {
 		d.fail("a number is too large")
 		return 0
 	}
