@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/underlay-cni/underlay/pkg/digest"
 	"github.com/underlay-cni/underlay/pkg/link"
@@ -41,6 +42,11 @@ func (s Segment) Apply(n *netns.NS) (made bool, err error) {
 			return err
 		}
 		known := have != nil
+		if known && ours(have) {
+			if network, is := networkOf(have); is {
+				return fmt.Errorf("%s, by which the peers of network %q are routed to, %w; give the segment another vni", Name(s.VNI), network, ErrForeign)
+			}
+		}
 		anew, err := s.Device.apply(h)
 		if err != nil {
 			return fmt.Errorf("%s: %w", Name(s.VNI), err)
@@ -84,6 +90,9 @@ func remove(h *netlink.Handle, names ...string) (err error) {
 			err = errors.Join(err, ferr)
 			continue
 		}
+		if _, is := networkOf(l); is {
+			continue
+		}
 		err = errors.Join(err, gone(h.LinkDel(l)))
 	}
 	return err
@@ -108,6 +117,9 @@ func (s Segment) ensure(h *netlink.Handle, want netlink.Link) (l netlink.Link, m
 	}
 	if l == nil {
 		if err := h.LinkAdd(want); err != nil {
+			if errors.Is(err, unix.EOPNOTSUPP) {
+				err = fmt.Errorf("the kernel has no %s support; try: modprobe %s", want.Type(), want.Type())
+			}
 			return nil, "", fmt.Errorf("create %s: %w", name, err)
 		}
 		if l, err = find(h, name); err == nil && l == nil {
