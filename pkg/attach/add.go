@@ -288,6 +288,7 @@ func (a *adder) result() *current.Result {
 	if a.peer.Name != "" {
 		res.Interfaces = append(res.Interfaces, &current.Interface{Name: a.peer.Name, Mac: a.peer.MAC.String(), Mtu: a.peer.MTU})
 	}
+	res.Interfaces = append(res.Interfaces, a.before()...)
 	if a.addresses != nil {
 		res.IPs, res.Routes, res.DNS = a.addresses.IPs, a.addresses.Routes, a.addresses.DNS
 		for _, ip := range res.IPs {
@@ -298,6 +299,21 @@ func (a *adder) result() *current.Result {
 		res.DNS = a.DNS
 	}
 	return res
+}
+
+// before are the interfaces on the host of who comes before in the chain, if the
+// parent is one of them: DEL and CHECK find it there.
+func (a *adder) before() (out []*current.Interface) {
+	prev, err := a.Previous()
+	if err != nil || prev == nil || a.Master != "" || a.kind.Pair != nil {
+		return nil
+	}
+	for _, i := range prev.Interfaces {
+		if i.Sandbox == "" {
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 // mtu of the link, which is its parent's unless configured.

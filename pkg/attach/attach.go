@@ -147,6 +147,11 @@ type plan struct {
 	ips      []cni.RequestedIP
 	mac      net.HardwareAddr // fixed by the user; nil otherwise
 	client   *client.Client
+	// segment is the VNI of the VXLAN segment that the parent is the leg of; 0 for
+	// none. Quiet: there the registry knows who has an address, and nobody is asked
+	// or told, if unasked: the configuration wants no more than it has to.
+	segment        int
+	quiet, unasked bool
 }
 
 // newPlan checks all that can be checked without looking at the kernel.
@@ -173,6 +178,7 @@ func newPlan(req *cni.Request, conf *Config, kind Kind) (*plan, error) {
 	if _, err := ipam.ParseMACPrefix(p.macPrefix()); err != nil {
 		return nil, err
 	}
+	p.unasked = p.ipamType == OwnIPAM && (conf.ConflictDetection == "" || conf.ConflictDetection == DetectOff)
 	if kind.noARP() && conf.ConflictDetection == "" {
 		conf.ConflictDetection = DetectOff
 	}
@@ -285,6 +291,7 @@ func (p *plan) uses(parent string) ipam.Uses {
 	u := ipam.Uses{VLAN: p.VLAN, HostAccess: p.HostAccess, Network: p.kind.Network, Masquerade: p.kind.Masquerade}
 	if !p.LinkInContainer {
 		u.Port = p.kind.Port
+		u.Segment.VNI = p.segment
 	}
 	if u.Any() {
 		u.Parent = parent
@@ -295,8 +302,12 @@ func (p *plan) uses(parent string) ipam.Uses {
 // touchesLedger reports whether the ledger may have a record of this
 // attachment.
 func touchesLedger(conf *Config, kind *Kind, ipamType string) bool {
-	return ipamType == OwnIPAM || kind.Port != "" && !conf.LinkInContainer || kind.Network != "" || mayShare(conf)
+	return ipamType == OwnIPAM || kind.Port != "" && !conf.LinkInContainer || kind.Network != "" || mayShare(conf) || link.LegOf(conf.master()) != 0
 }
+
+// untold reports whether the configuration says nothing of the parent: it may be
+// the leg of a segment, which only the ADD was told.
+func untold(conf *Config) bool { return conf.Master == "" && len(conf.PrevResult) == 0 }
 
 // mayShare reports whether the attachment may share a link with others.
 func mayShare(conf *Config) bool {

@@ -77,7 +77,7 @@ func (a *adder) prepare(ctx context.Context, h *link.Handle) error {
 }
 
 // asks reports whether the wire can be asked, and told, of any address.
-func (a *adder) asks() bool { return len(a.prefixes()) > 0 && !a.kind.noARP() }
+func (a *adder) asks() bool { return len(a.prefixes()) > 0 && !a.kind.noARP() && !a.quiet }
 
 // hear listens on the parent, which is in the thread's namespace, for what does
 // not come to the link. A probe under the parent's own MAC can leave from there

@@ -37,10 +37,15 @@ func Del(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 		err = cni.Foreign{Type: ipamType, Conf: req.Stdin}.Del(ctx)
 		fault.Point("attach.foreign.released")
 	}
-	if !touchesLedger(conf, &kind, ipamType) {
-		return err
-	}
 	c := Client(conf)
+	if !touchesLedger(conf, &kind, ipamType) {
+		if !untold(conf) {
+			return err
+		}
+		if _, _, ok, lerr := c.Attachment(ctx, att); !ok && lerr == nil {
+			return err
+		}
+	}
 	rec := ipam.AttachmentRecord{Attachment: att}
 	if mayShare(conf) {
 		// Where the ledger cannot tell, the release is spooled below.

@@ -30,7 +30,7 @@ func GC(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 	if ipamType != "" && ipamType != OwnIPAM {
 		errs = append(errs, cni.Foreign{Type: ipamType, Conf: req.Stdin}.GC(ctx))
 	}
-	if !touchesLedger(conf, &kind, ipamType) {
+	if !touchesLedger(conf, &kind, ipamType) && !untold(conf) {
 		return errors.Join(errs...)
 	}
 	c := Client(conf)

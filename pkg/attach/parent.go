@@ -69,6 +69,9 @@ func (p *plan) findParent(h *link.Handle) (link.Link, error) {
 		}
 	}
 	parent, err := h.Parent(name)
+	if err == nil {
+		p.enterSegment(parent)
+	}
 	if err == nil && p.VLAN != 0 {
 		parent, err = p.givenVLAN(h, parent)
 	}
@@ -85,6 +88,17 @@ func (p *plan) findParent(h *link.Handle) (link.Link, error) {
 		return link.Link{}, invalid("mac: %s is that of master %q itself", p.mac, parent.Name)
 	}
 	return parent, nil
+}
+
+// enterSegment takes note of a parent that is the leg of a segment.
+func (p *plan) enterSegment(parent link.Link) {
+	if p.LinkInContainer || p.kind.Pair != nil {
+		return
+	}
+	p.segment = parent.Segment()
+	if p.quiet = p.segment != 0 && p.unasked; p.quiet {
+		p.ConflictDetection = DetectOff
+	}
 }
 
 // onDemand refuses a VLAN on a sub-interface that goes with its last user, of

@@ -162,6 +162,16 @@ func (h *Handle) Up(index int, alias string, mac net.HardwareAddr) error {
 	return nil
 }
 
+// SetMTU sets the MTU of a link.
+func (h *Handle) SetMTU(index, mtu int) error {
+	req := newLinkRequest(unix.RTM_SETLINK, index)
+	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu))))
+	if err := h.conn.Execute(req); err != nil {
+		return fmt.Errorf("set MTU %d of link %d: %w", mtu, index, err)
+	}
+	return nil
+}
+
 // Delete removes a link; that it is gone already is success.
 func (h *Handle) Delete(index int) error {
 	if err := h.conn.Execute(newLinkRequest(unix.RTM_DELLINK, index)); err != nil && !errors.Is(err, unix.ENODEV) {

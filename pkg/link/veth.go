@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -35,6 +37,30 @@ func HopMAC() net.HardwareAddr { return hopMAC }
 // PeerName is the name of the host's end of the pair of an attachment, which
 // key names.
 func PeerName(key string) string { return fmt.Sprintf("ul%x", sum(key, 5)) }
+
+// legPrefix begins the name of a leg.
+const legPrefix = "lg"
+
+// LegName is the name of the leg of the VXLAN segment of a VNI: the end of a pair
+// that is the parent of whatever is to be in the segment.
+func LegName(vni int) string { return legPrefix + strconv.Itoa(vni) }
+
+// LegOf is the VNI of the segment that a name is that of the leg of; 0 of none.
+func LegOf(name string) int {
+	vni, err := strconv.Atoi(strings.TrimPrefix(name, legPrefix))
+	if err != nil || vni < 1 || LegName(vni) != name {
+		return 0
+	}
+	return vni
+}
+
+// Segment is the VNI of the segment that the link is the leg of; 0 if it is none.
+func (l Link) Segment() int {
+	if l.Kind != "veth" || l.Alias != SharedAlias {
+		return 0
+	}
+	return LegOf(l.Name)
+}
 
 // Veth is a pair of which Target.Peer is the end in the handle's namespace.
 type Veth struct {

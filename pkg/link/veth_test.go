@@ -32,6 +32,13 @@ func TestVeth(t *testing.T) {
 	if l := host.show(t, "ulpeer"); l.Alias != "mine" || !l.up() || l.AddrGen != "none" {
 		t.Errorf("dressed: %+v", l)
 	}
+	must(t, host.h.SetMTU(host.link(t, "ulpeer").Index, 1300))
+	if l := host.show(t, "ulpeer"); l.MTU != 1300 {
+		t.Errorf("MTU %d", l.MTU)
+	}
+	if err := host.h.SetMTU(host.link(t, "ulpeer").Index, 1); err == nil {
+		t.Error("an MTU that no link has is set")
+	}
 	must(t, host.h.DeletePeer("ulpeer", "another's"))
 	host.show(t, "ulpeer") // stays
 	must(t, host.h.DeletePeer("ulpeer", "mine"))
@@ -94,5 +101,22 @@ func TestBridge(t *testing.T) {
 	s.show(t, "br0") // stays
 	if _, _, err := s.h.EnsureBridge("eth1"); !errors.Is(err, ErrExists) {
 		t.Errorf("no bridge: %v", err)
+	}
+}
+
+func TestLeg(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]int{
+		"lg5001": 5001, "lg1": 1, "lg0": 0, "lg-1": 0, "lg": 0, "lg05": 0, "lg+5": 0, "eth1": 0, "5001": 0, "lg5001.100": 0,
+	} {
+		if got := LegOf(name); got != want {
+			t.Errorf("%s: %d, want %d", name, got, want)
+		}
+	}
+	if l := (Link{Name: "lg7", Kind: "veth", Alias: SharedAlias}); l.Segment() != 7 {
+		t.Errorf("%+v: %d", l, l.Segment())
+	}
+	if l := (Link{Name: "lg7", Kind: "veth"}); l.Segment() != 0 {
+		t.Errorf("somebody else's: %d", l.Segment())
 	}
 }

@@ -29,7 +29,7 @@ type Segment struct {
 
 // Names of what a segment has on a host, beside its device.
 func BridgeName(vni int) string { return fmt.Sprint("br", vni) }
-func LegName(vni int) string    { return fmt.Sprint("lg", vni) }
+func LegName(vni int) string    { return link.LegName(vni) }
 func portName(vni int) string   { return fmt.Sprint("lp", vni) }
 
 // Apply makes the segment as it is wanted, in the namespace n, or, if it is nil,
