@@ -30,6 +30,7 @@ func TestBinaries(t *testing.T) {
 			{"macvlan", 4_500_000},
 			{"ipvlan", 4_500_000},
 			{"hostgw", 4_500_000},
+			{"vxlan", 4_500_000},
 			{"underlay", 4_500_000},
 			{"underlayctl", none},
 			{"underlayd", none},

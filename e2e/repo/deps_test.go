@@ -18,6 +18,8 @@ var rooms = []struct {
 		"a plugin has only what is its own: its config and its link"},
 	{"plugins/hostgw", []string{"pkg/cni", "pkg/attach", "pkg/link", "pkg/forward", "pkg/static", "ipam", "ipam/client"},
 		"as any plugin, and what it keeps on the host where no agent does"},
+	{"plugins/vxlan", []string{"pkg/cni", "pkg/attach", "pkg/link", "pkg/netns", "pkg/vxlan", "ipam", "ipam/client"},
+		"as any plugin, and the devices of a segment, which it makes without an agent"},
 	{"pkg/attach", []string{"pkg/cni", "pkg/link", "pkg/netns", "pkg/arp", "pkg/flock", "ipam", "ipam/client"},
 		"the way of an attachment calls the kernel doors and IPAM, and no plugin"},
 	{"pkg/cni", nil, "the contract knows nothing of what stands behind it"},

@@ -17,6 +17,7 @@ const (
 	plugin  = "/opt/cni/bin/macvlan"
 	another = "/opt/cni/bin/ipvlan"
 	third   = "/opt/cni/bin/hostgw"
+	fourth  = "/opt/cni/bin/vxlan"
 	ipam    = "/opt/cni/bin/underlay"
 	ctl     = "/usr/local/sbin/underlayctl"
 	daemon  = "/usr/local/sbin/underlayd"
@@ -91,7 +92,7 @@ func (s sandbox) want(t *testing.T, want map[string]string) {
 }
 
 func TestInstall(t *testing.T) {
-	ours := map[string]string{plugin: "ours", another: "ours", third: "ours", ipam: "ours", ctl: "ours", daemon: "ours"}
+	ours := map[string]string{plugin: "ours", another: "ours", third: "ours", fourth: "ours", ipam: "ours", ctl: "ours", daemon: "ours"}
 
 	t.Run("into nothing, again, and out", func(t *testing.T) {
 		s := newSandbox(t)
@@ -108,7 +109,7 @@ func TestInstall(t *testing.T) {
 		s.put(t, plugin)
 		s.mustMake(t, "install", "PREFIX=underlay-")
 		s.want(t, map[string]string{
-			plugin: "foreign", "/opt/cni/bin/underlay-macvlan": "ours", "/opt/cni/bin/underlay-ipvlan": "ours", "/opt/cni/bin/underlay-hostgw": "ours",
+			plugin: "foreign", "/opt/cni/bin/underlay-macvlan": "ours", "/opt/cni/bin/underlay-ipvlan": "ours", "/opt/cni/bin/underlay-hostgw": "ours", "/opt/cni/bin/underlay-vxlan": "ours",
 			ipam: "ours", ctl: "ours", daemon: "ours",
 		})
 		s.mustMake(t, "uninstall", "PREFIX=underlay-")
@@ -118,7 +119,7 @@ func TestInstall(t *testing.T) {
 		s := newSandbox(t)
 		s.mustMake(t, "install", "BINDIR=/usr/libexec/cni", "SBINDIR=/sbin")
 		s.want(t, map[string]string{
-			"/usr/libexec/cni/macvlan": "ours", "/usr/libexec/cni/ipvlan": "ours", "/usr/libexec/cni/hostgw": "ours", "/usr/libexec/cni/underlay": "ours",
+			"/usr/libexec/cni/macvlan": "ours", "/usr/libexec/cni/ipvlan": "ours", "/usr/libexec/cni/hostgw": "ours", "/usr/libexec/cni/vxlan": "ours", "/usr/libexec/cni/underlay": "ours",
 			"/sbin/underlayctl": "ours", "/sbin/underlayd": "ours",
 		})
 	})
@@ -135,7 +136,7 @@ func TestInstall(t *testing.T) {
 		s := newSandbox(t)
 		s.put(t, plugin)
 		s.mustMake(t, "install", "FORCE=1")
-		forced := map[string]string{plugin: "ours", plugin + ".orig": "foreign", another: "ours", third: "ours", ipam: "ours", ctl: "ours", daemon: "ours"}
+		forced := map[string]string{plugin: "ours", plugin + ".orig": "foreign", another: "ours", third: "ours", fourth: "ours", ipam: "ours", ctl: "ours", daemon: "ours"}
 		s.want(t, forced)
 		s.mustMake(t, "install", "FORCE=1")
 		s.want(t, forced)

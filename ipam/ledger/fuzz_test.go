@@ -37,7 +37,7 @@ func FuzzRecord(f *testing.F) {
 			t.Error(err)
 		}
 		if rec, err := decodeAttachment(key, value); err == nil {
-			userKey(rec)
+			usersOf(rec)
 		} else if !errors.Is(err, ErrCorrupt) {
 			t.Error(err)
 		}

@@ -230,20 +230,13 @@ func (t *tx) parked(pool, owner string, a ipam.Attachment) (recs []ipam.Record, 
 }
 
 // Users: parent, VLAN, attachment -> what the attachment shares there; and,
-// before these, parent, VLAN, "", port, attachment -> nothing. Of a segment:
-// "", VNI, attachment -> 0, since no host has two of one VNI, whatever
-// their parents.
+// before these, parent, VLAN, "", port, attachment -> nothing. A segment is a VLAN
+// of no parent: no host has two of one VNI, whatever they are on.
 
-const (
-	usesVLAN = 1 << iota
-	usesHostAccess
-)
+const usesVLAN, usesHostAccess = 1, 2
 
 func userPrefix(u ipam.Uses) []byte { return join(u.Parent, strconv.Itoa(u.VLAN), "") }
-
-func userKey(a ipam.AttachmentRecord) []byte {
-	return append(userPrefix(a.Uses), attachmentKey(a.Attachment)...)
-}
+func segmentUses(vni int) ipam.Uses { return ipam.Uses{VLAN: vni} }
 
 // user is an entry of the index.
 type user struct{ key, value []byte }
@@ -251,29 +244,24 @@ type user struct{ key, value []byte }
 // usersOf are the entries of an attachment.
 func usersOf(a ipam.AttachmentRecord) (out []user) {
 	u := a.Uses
-	if u.VLAN != 0 || u.HostAccess {
-		out = append(out, user{userKey(a), userValue(u)})
+	add := func(prefix, value []byte) {
+		out = append(out, user{append(prefix, attachmentKey(a.Attachment)...), value})
+	}
+	switch {
+	case u.VLAN != 0 && u.HostAccess:
+		add(userPrefix(u), []byte{usesVLAN | usesHostAccess})
+	case u.VLAN != 0:
+		add(userPrefix(u), []byte{usesVLAN})
+	case u.HostAccess:
+		add(userPrefix(u), []byte{usesHostAccess})
 	}
 	if u.Port != "" {
-		out = append(out, user{portKey(a), []byte{}})
+		add(join(string(portPrefix(u))+u.Port, ""), []byte{})
 	}
 	if u.Segment.Port != 0 {
-		out = append(out, user{append(segmentPrefix(u.Segment.VNI), attachmentKey(a.Attachment)...), []byte{0}})
+		add(userPrefix(segmentUses(u.Segment.VNI)), []byte{usesVLAN})
 	}
 	return out
-}
-
-func segmentPrefix(vni int) []byte { return join("", strconv.Itoa(vni), "") }
-
-func userValue(u ipam.Uses) []byte {
-	var v byte
-	if u.VLAN != 0 {
-		v |= usesVLAN
-	}
-	if u.HostAccess {
-		v |= usesHostAccess
-	}
-	return []byte{v}
 }
 
 // users calls fn with the key of each attachment that shares something on the
@@ -294,10 +282,6 @@ func (t *tx) users(u ipam.Uses, fn func(attachment []byte, vlan, hostAccess bool
 }
 
 func portPrefix(u ipam.Uses) []byte { return append(userPrefix(u), 0) }
-
-func portKey(a ipam.AttachmentRecord) []byte {
-	return append(join(string(portPrefix(a.Uses))+a.Uses.Port, ""), attachmentKey(a.Attachment)...)
-}
 
 // after is past all keys that go on from prefix with a zero byte.
 func after(prefix []byte) []byte { return append(slices.Clip(prefix), 1) }

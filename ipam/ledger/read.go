@@ -108,22 +108,10 @@ func (l *Ledger) Users(u ipam.Uses, most int) (vlan, hostAccess []ipam.Attachmen
 	return vlan, hostAccess, err
 }
 
-// SegmentUsers returns the attachments that the segment of a VNI goes with, most
-// of them at most, or all for 0.
+// SegmentUsers returns the attachments that the segment of a VNI goes with, so
+// many at most, or all for 0.
 func (l *Ledger) SegmentUsers(vni, most int) (out []ipam.AttachmentRecord, err error) {
-	err = l.view(func(t *tx) error {
-		prefix := segmentPrefix(vni)
-		c := t.bucket(bucketUser).Cursor()
-		for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix) && (most == 0 || len(out) < most); k, _ = c.Next() {
-			key := k[len(prefix):]
-			att, err := decodeAttachment(key, t.get(bucketAttachment, key))
-			if err != nil {
-				return err
-			}
-			out = append(out, att)
-		}
-		return nil
-	})
+	out, _, err = l.Users(segmentUses(vni), most)
 	return out, err
 }
 

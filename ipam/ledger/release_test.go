@@ -92,8 +92,8 @@ func TestSegmentUsers(t *testing.T) {
 	users(5001, 1, "a")
 	users(50, 0, "c")
 	users(500, 0, "")
-	if vlan, host, err := s.l.Users(ipam.Uses{VLAN: 5001}, 0); err != nil || len(vlan)+len(host) > 0 {
-		t.Errorf("users of no VLAN: %v, %v, %v", vlan, host, err)
+	if vlan, host, err := s.l.Users(ipam.Uses{Parent: "eth1", VLAN: 5001}, 0); err != nil || len(vlan)+len(host) > 0 {
+		t.Errorf("users of a VLAN: %v, %v, %v", vlan, host, err)
 	}
 	if rec, _, ok, err := s.l.Attachment(att("d")); err != nil || !ok || rec.Uses.Segment.VNI != 5001 || rec.Version != 4 {
 		t.Errorf("record of who is in it: %+v, %v, %v", rec, ok, err)

@@ -92,7 +92,8 @@ func Status(ctx context.Context, req *cni.Request, conf *Config, kind Kind) erro
 			return err
 		}
 		defer h.Close()
-		if _, err := p.findParent(h); err != nil {
+		// One that a plugin before in the chain will tell is not known yet.
+		if _, err := p.findParent(h); err != nil && !(untold(conf) && errors.Is(err, link.ErrNotFound)) {
 			return cni.Errorf(cni.CodeNotAvailable, "%w", err)
 		}
 	}
