@@ -316,20 +316,32 @@ func TestClusterIPAM(t *testing.T) {
 	wantError(t, err, codeStatus, `no pool "blue"`)
 }
 
-var namesPool = regexp.MustCompile(`"pool": *"tenant-a"`)
+// samplePools are the folders of the samples of pools that configurations draw on.
+var samplePools = map[string]string{"tenant-a": "cluster", "pods": "vxlan"}
+
+var namesPool = regexp.MustCompile(`"pool": *"([^"]*)"`)
 
 // lendSample gives a host what a configuration of the documents draws on: the
-// first block of each range set of the sample pool, if it names that.
+// first block of each range set of the sample pool that it names, and what the
+// agent would have of its network.
 func lendSample(t *testing.T, h *lab.Host, conf string) {
 	t.Helper()
-	if !namesPool.MatchString(conf) {
+	named := namesPool.FindStringSubmatch(conf)
+	if named == nil {
 		return
 	}
 	root, err := binaries.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
-	object, err := os.ReadFile(filepath.Join(root, "conf", "cluster", "pool.json"))
+	folder, ok := samplePools[named[1]]
+	if !ok {
+		t.Fatalf("no sample is of pool %q", named[1])
+	}
+	if folder == "vxlan" {
+		uplink(t, h, "pods", 1, 1450)
+	}
+	object, err := os.ReadFile(filepath.Join(root, "conf", folder, "pool.json"))
 	if err != nil {
 		t.Fatal(err)
 	}

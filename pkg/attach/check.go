@@ -107,9 +107,10 @@ func (p *plan) checkLink(parent link.Link, want *current.Interface, addrs []neti
 	if err != nil {
 		return differs("interface %w", err)
 	}
-	mtu, mac := p.MTU, want.Mac
-	if mtu == 0 {
-		mtu = want.Mtu
+	// Later plugins may have changed the MTU, and the result says so from 1.1.0 on.
+	mtu, mac := want.Mtu, want.Mac
+	if mtu == 0 && (p.kind.Pair == nil || l.MTU > p.MTU) {
+		mtu = p.MTU
 	}
 	if p.kind.sharesMAC() { // also when the parent gets another
 		mac = parent.MAC.String()
