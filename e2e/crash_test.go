@@ -19,6 +19,10 @@ type crashCase struct {
 	name  string
 	verbs []string
 	keys  keys
+	// chain, unless nil, are several plugins in the place of keys.
+	chain []keys
+	// host makes what has to be on the host.
+	host func(*testing.T, *lab.Host)
 	// prepare comes right before the call that dies, mend after it.
 	prepare, mend func(*crash)
 	// fails: the call fails where it does not die.
@@ -40,6 +44,9 @@ func TestCrashEveryStep(t *testing.T) {
 		{name: "passthru", verbs: both, keys: keys{"mode": "passthru", "mac": "02:00:00:00:00:07"}, alone: true},
 		{name: "hostgw", verbs: both, keys: keys{"type": "hostgw", "ipMasq": true, "ipam": routedRanges}},
 		{name: "hostgw on a bridge", verbs: both, keys: keys{"type": "hostgw", "bridge": "ul0", "ipam": routedRanges}},
+		{name: "segment", verbs: both, chain: []keys{segment(5001, nil), {"type": "macvlan", "mode": "bridge", "ipam": lanRanges}}},
+		{name: "overlay", verbs: both, host: func(t *testing.T, h *lab.Host) { uplink(t, h, "pods", 1, 1430) },
+			chain: []keys{{"type": "hostgw", "ipam": routedRanges}, overlay(nil)}},
 		{name: "host-local", verbs: both, foreign: true, keys: keys{"ipam": json.RawMessage(`{"type": "host-local", "ranges": [
 			[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.10", "rangeEnd": "192.0.2.19"}],
 			[{"subnet": "2001:db8::/64", "rangeStart": "2001:db8::10", "rangeEnd": "2001:db8::19"}]]}`)}},
@@ -69,6 +76,9 @@ func TestCrashEveryStep(t *testing.T) {
 	}
 }
 
+// lanRanges are a segment's, whatever is outside.
+var lanRanges = json.RawMessage(`{"type": "underlay", "ranges": [[{"subnet": "10.7.0.0/28"}], [{"subnet": "fd07::/112"}]]}`)
+
 // routedRanges are none of the segment's.
 var routedRanges = json.RawMessage(`{"type": "underlay", "ranges": [[{"subnet": "10.5.1.0/28"}], [{"subnet": "fd05::/112"}]]}`)
 
@@ -76,6 +86,9 @@ func everyStep(t *testing.T, test crashCase, verb string, kills *tally) {
 	c := newCrash(t, test)
 	c.begin(verb)
 	points := faults(t, c.h, verb, c.conf, c.rt, c.fails)
+	if c.chain != nil { // each plugin counts for itself
+		points = slices.DeleteFunc(points, func(f fault) bool { return f.at != f.point })
+	}
 	c.end()
 	c.del()
 	for _, f := range points {
@@ -131,9 +144,16 @@ type crash struct {
 func newCrash(t *testing.T, test crashCase) *crash {
 	t.Helper()
 	c := &crash{crashCase: test, h: oneHost(t)}
+	if test.host != nil {
+		test.host(t, c.h)
+	}
 	c.before = hostLinks(t, c.h)
+	conf := lan(t, c.h, test.keys)
+	if test.chain != nil {
+		conf = chain(t, "lan", test.chain...)
+	}
 	detached := func(name string) *attachment {
-		a := &attachment{t: t, cni: c.h.CNI(ours, reference), conf: lan(t, c.h, test.keys)}
+		a := &attachment{t: t, cni: c.h.CNI(ours, reference), conf: conf}
 		a.Namespace, a.rt = container(t, c.h, name)
 		return a
 	}
@@ -244,11 +264,20 @@ func (c *crash) collect() {
 		c.t.Fatal(err)
 	}
 	recorded := len(readBooks(c.t, c.h).Attachments) > 0 && len(spooled) == 0
-	conf := keys{"cni.dev/valid-attachments": []string{}}
-	maps.Copy(conf, c.keys)
-	kind, _ := c.keys["type"].(string) // "" is macvlan
-	_, err = call{verb: "GC", plugin: kind}.run(c.t, c.h, placed(c.t, c.h, conf))
-	wantOK(c.t, "GC", err)
+	plugins := c.chain
+	if plugins == nil {
+		plugins = []keys{c.keys}
+	}
+	for _, plugin := range plugins {
+		conf := keys{"cni.dev/valid-attachments": []string{}}
+		maps.Copy(conf, plugin)
+		kind, _ := plugin["type"].(string) // "" is macvlan
+		if kind == "vxlan" {
+			conf = merged(keys{"master": "", "ipam": nil}, conf)
+		}
+		_, err = call{verb: "GC", plugin: kind}.run(c.t, c.h, placed(c.t, c.h, conf))
+		wantOK(c.t, "GC", err)
+	}
 	if made && !recorded && !c.alone {
 		// The link is made while the ledger writes. One that is on no record yet
 		// has no address, and goes with its namespace or with a DEL. In passthru
