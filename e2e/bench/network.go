@@ -91,6 +91,8 @@ func (b *bench) path(ctx context.Context) error {
 		{path.Ours, path.Reference, 0.95},
 		{path.OursBridge, path.Reference, 0.95},
 		{path.Reference, path.ByHand, 0},
+		{path.OursOverlay, path.OverlayByHand, 0.95},
+		{path.OverlayByHand, path.ByHand, 0},
 	} {
 		for _, value := range []struct {
 			name string

@@ -15,7 +15,7 @@ import (
 
 const intro = `Three hosts on a switch, all in 192.0.2.0/24 and 2001:db8::/64, with an agent each; that of h1 runs the
 registry (etcd). Containers on macvlan get their addresses from one pool, "lan"; others are routed from host
-to host, in blocks of the pool "pods".
+to host, in blocks of the pool "pods"; and of the pool "wide", through VXLAN where hosts share no segment.
 `
 
 // conf is the network's configuration, the same on all hosts.
@@ -35,6 +35,7 @@ type demo struct {
 	agents   map[*lab.Host]*exec.Cmd // that run
 	stations []station
 	pods     []station // containers that are routed
+	wide     []station // containers of the network over both segments
 }
 
 // station is a host, or a container attached to the network.
@@ -66,6 +67,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		d.startAgents, d.createPool, d.attachAll, d.startAgents,
 		d.printStations, d.pingAll, d.printLeases, d.printLedgers,
 		d.routePods, d.printRoutes, d.pingPods,
+		d.joinFar, d.overlayPods, d.printWays, d.pingWide,
 	} {
 		if err := step(ctx); err != nil {
 			return err

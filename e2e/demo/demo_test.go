@@ -24,7 +24,7 @@ func TestDemo(t *testing.T) {
 		if err := d.run(t.Context()); err != nil {
 			t.Fatalf("%v\n%s", err, &out)
 		}
-		for _, want := range []string{"h2     c4 ", "c6 on h1 has got 192.0.2.", "h3 ", "ok", "blocked", "p3 on h3 has got 10.5.", "via 192.0.2.3 dev eth1"} {
+		for _, want := range []string{"h2     c4 ", "c6 on h1 has got 192.0.2.", "h3 ", "ok", "blocked", "p3 on h3 has got 10.5.", "via 192.0.2.3 dev eth1", "w4 on h4 has got 10.6.", "h4   vxlan    vxlan    vxlan    ."} {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("no %q in\n%s", want, &out)
 			}

@@ -48,7 +48,7 @@ func (d *demo) held(ctx context.Context, h *lab.Host) (int, error) {
 // tearDown detaches the containers and shows that nothing is left of them.
 func (d *demo) tearDown(ctx context.Context) error {
 	links := 0
-	for _, s := range slices.Concat(d.stations, d.pods) {
+	for _, s := range slices.Concat(d.stations, d.pods, d.wide) {
 		if s.container == nil {
 			continue
 		}
@@ -78,7 +78,8 @@ func (d *demo) tearDown(ctx context.Context) error {
 
 // printHints says how to look around and how to remove what is kept.
 func (d *demo) printHints() {
-	c, other := d.stations[len(d.hosts)], d.stations[len(d.stations)-1]
+	first := slices.IndexFunc(d.stations, func(s station) bool { return s.container != nil })
+	c, other := d.stations[first], d.stations[len(d.stations)-1]
 	d.title("Everything is left up. Look around:")
 	fmt.Fprintf(d.out, "  ip netns exec %s ping %s\n", c.ID, other.addrs[0])
 	fmt.Fprintf(d.out, "  ip -n %s -details addr show eth0\n", c.ID)

@@ -15,6 +15,9 @@ type Host struct {
 	lab   *Lab
 }
 
+// Lab is the one that the host is in.
+func (h *Host) Lab() *Lab { return h.lab }
+
 // Hairpin says whether the host's switch port sends frames back to where they
 // came from, as a VEPA-capable ("reflective relay") switch does. It does not
 // at first.

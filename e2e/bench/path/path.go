@@ -1,7 +1,7 @@
 // Package path measures what it costs a packet to go from a container on one
 // host to a container on another: by hostgw, by a veth pair and routes that were
-// set up by hand, and by the reference plugin bridge with static routes. It runs
-// all of them in turn, round by round, so that what disturbs the machine disturbs
+// set up by hand, and by the reference plugin bridge with static routes; and
+// through VXLAN, ours and one that was set up by hand. It runs all of them in turn, round by round, so that what disturbs the machine disturbs
 // all alike: a round's ratios mean something, its gigabits little.
 //
 // Each variant has a switch and two hosts of its own (package e2e/lab), since
@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,10 +37,15 @@ const (
 	Reference  = "reference bridge, static routes"
 	Ours       = "ours"
 	OursBridge = "ours, on a node bridge"
+	// These two are through VXLAN, with the MTU that it leaves.
+	OverlayByHand = "VXLAN, by hand"
+	OursOverlay   = "ours, through VXLAN"
 )
 
 // Variants are all of them, that which the others are compared with first.
-func Variants() []string { return []string{ByHand, Reference, Ours, OursBridge} }
+func Variants() []string {
+	return []string{ByHand, Reference, Ours, OursBridge, OverlayByHand, OursOverlay}
+}
 
 // Sample is what one round found of a variant.
 type Sample struct {
@@ -128,7 +134,7 @@ func newBed(ctx context.Context, cfg Config, variant, name string) (*bed, error)
 		}
 		b.pods[i].Container = c
 		connect := map[string]func(context.Context, Config, *lab.Host, int) error{
-			ByHand: b.byHand, Reference: b.reference, Ours: b.ours, OursBridge: b.ours,
+			ByHand: b.byHand, Reference: b.reference, Ours: b.ours, OursBridge: b.ours, OverlayByHand: b.overlayByHand, OursOverlay: b.overlay,
 		}[variant]
 		if err := connect(ctx, cfg, h, i); err != nil {
 			return b, err
@@ -143,7 +149,7 @@ func (b *bed) Close() error {
 	err := b.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	for _, del := range b.dels {
+	for _, del := range slices.Backward(b.dels) {
 		err = errors.Join(err, del(ctx))
 	}
 	return errors.Join(err, b.lab.Close())
@@ -228,14 +234,16 @@ func ranges(i int) [][]object {
 	return [][]object{{{"subnet": block(i), "gateway": in(i, 1)}}}
 }
 
-// attach runs a plugin for a pod.
-func (b *bed) attach(ctx context.Context, bin string, h *lab.Host, i int, plugin object) error {
-	text, err := json.Marshal(object{"cniVersion": "1.1.0", "name": "pods", "plugins": []object{plugin}})
+// attach runs a chain of plugins for a pod.
+func (b *bed) attach(ctx context.Context, bin string, h *lab.Host, i int, chain ...object) error {
+	text, err := json.Marshal(object{"cniVersion": "1.1.0", "name": "pods", "plugins": chain})
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(bin, plugin["type"].(string))); err != nil {
-		return err
+	for _, plugin := range chain {
+		if _, err := os.Stat(filepath.Join(bin, plugin["type"].(string))); err != nil {
+			return err
+		}
 	}
 	cni, rt := h.CNI(bin), b.pods[i].Runtime()
 	// After an ADD that failed too, as a runtime does.
