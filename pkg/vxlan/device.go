@@ -186,6 +186,9 @@ func (d Device) apply(h *netlink.Handle) (made bool, err error) {
 				made = false
 			}
 		}()
+		if err := mendChecksums(have.Attrs().Name); err != nil {
+			return false, err
+		}
 	}
 	return made, d.settle(h, have, parent)
 }
