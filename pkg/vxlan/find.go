@@ -65,7 +65,7 @@ func findOurs(n *netns.NS, name string) (d Device, found bool, err error) {
 
 // SegmentOf is the segment of a VNI as a host has it on a parent, which h sees:
 // the VTEP has an address and a MAC that other hosts can work out. A smaller MTU
-// that the segment has already stays, since somebody has asked for it.
+// that the leg has already is what somebody has asked for, and stays.
 func SegmentOf(h *link.Handle, parent string, vni, port int) (Segment, error) {
 	p, err := h.ByName(parent)
 	if err != nil {
@@ -83,7 +83,7 @@ func SegmentOf(h *link.Handle, parent string, vni, port int) (Segment, error) {
 		VNI: vni, Port: cmp.Or(port, DefaultPort), Parent: p.Name, Local: local,
 		MAC: MAC(local.String(), fmt.Sprint("segment/", vni)), MTU: MTU(p.MTU, local),
 	}}
-	if have, err := h.ByName(Name(vni)); err == nil && have.Alias == link.SharedAlias {
+	if have, err := h.ByName(LegName(vni)); err == nil && have.Segment() == vni {
 		s.MTU = min(s.MTU, have.MTU)
 	}
 	return s, nil

@@ -210,7 +210,7 @@ func (c *config) checkMade(rec ipam.AttachmentRecord, prev *current.Result) erro
 		case have.Parent != want.Parent || have.Port != want.Port || have.Local != want.Local:
 			return differs("segment %d: device %q is on %q with port %d and address %s, not on %q with port %d and address %s", c.VNI,
 				vxlan.Name(c.VNI), have.Parent, have.Port, have.Local, want.Parent, want.Port, want.Local)
-		case have.MTU > want.MTU || c.MTU != 0 && have.MTU != c.MTU:
+		case have.MTU != want.MTU || c.MTU != 0 && have.MTU != c.MTU:
 			return differs("segment %d: device %q has MTU %d, not %d", c.VNI, vxlan.Name(c.VNI), have.MTU, cmp.Or(c.MTU, want.MTU))
 		}
 		return c.checkLinks(h, prev, have.MTU)

@@ -14,6 +14,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/pkg/link"
 	"github.com/underlay-cni/underlay/pkg/netns"
+	"github.com/underlay-cni/underlay/pkg/vxlan"
 )
 
 // ParseAlias tells the attachment that a link's alias names; ok is false for
@@ -57,7 +58,8 @@ func (n *Namespaces) Attachments(networks []string) ([]ledger.Found, error) {
 			for _, a := range f.Addresses {
 				held[a.Prefix.Addr()] = true
 			}
-			if len(networks) == 0 || slices.Contains(networks, f.Attachment.Network) {
+			network, _, _ := strings.Cut(f.Attachment.Network, "/")
+			if len(networks) == 0 || slices.Contains(networks, network) {
 				ours = append(ours, f)
 			}
 		}
@@ -127,6 +129,7 @@ func (h *host) uses(l link.Link, addrs []netip.Prefix) (u ipam.Uses) {
 		return u // it has gone meanwhile
 	}
 	u.Parent, u.Port = carrier.Name, l.Port()
+	u.Segment.VNI = carrier.Segment()
 	if parent, ok := h.byIndex[carrier.Parent]; ok && carrier.OwnVLAN() {
 		u.Parent, u.VLAN = parent.Name, carrier.VLAN
 	}
@@ -193,8 +196,31 @@ func (h *host) lookInto(at ipam.Netns) (found []ledger.Found, err error) {
 			f.Addresses = append(f.Addresses, ipam.Address{Prefix: a, Gateway: gateway(routes, a)})
 		}
 		found = append(found, f)
+		made, is, err := h.segment(f)
+		if err != nil {
+			return nil, err
+		}
+		if is {
+			found = append(found, made)
+		}
 	}
 	return found, nil
+}
+
+// segment is what the plugin before f in the chain has on record of an attachment
+// that is in a VXLAN segment: the segment goes with the last of these.
+func (h *host) segment(f ledger.Found) (made ledger.Found, is bool, err error) {
+	vni := f.Uses.Segment.VNI
+	if vni == 0 {
+		return made, false, nil
+	}
+	d, is, err := vxlan.Find(h.ns, vni)
+	if err != nil || !is {
+		return made, false, err
+	}
+	made = ledger.Found{Attachment: f.Attachment, Netns: f.Netns, Uses: ipam.Uses{Parent: d.Parent, Segment: ipam.Segment{VNI: vni, Port: d.Port}}}
+	made.Attachment.Network += "/vxlan"
+	return made, true, nil
 }
 
 // addresses are those of a link that address management may have given it:
