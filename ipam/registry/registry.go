@@ -151,6 +151,28 @@ func (r Registry) Raised(ctx context.Context, pool string, w lease.Want) (bool, 
 	return item.Rev == w.Rev, err
 }
 
+// Wants reads which flags are up for a pool.
+func (r Registry) Wants(ctx context.Context, pool string) (map[lease.Node]lease.Want, error) {
+	l, err := r.Store.List(ctx, record.WantFolder+pool+"/")
+	if err != nil {
+		return nil, fmt.Errorf("list the flags of pool %s: %w", pool, err)
+	}
+	return NewView(l).Wants[pool], nil
+}
+
+// Take takes a flag down for the node that is going to answer it: of all that
+// would, mine is true for one.
+func (r Registry) Take(ctx context.Context, pool string, w lease.Want) (mine bool, err error) {
+	switch a := r.Store.Delete(ctx, record.WantKey(pool, w.Node), w.Rev); a.Outcome {
+	case Applied:
+		return true, nil
+	case Refused:
+		return false, nil
+	default:
+		return false, fmt.Errorf("take the flag of node %s: %w", w.Node, a.err())
+	}
+}
+
 // Lower takes a flag down.
 func (r Registry) Lower(ctx context.Context, pool string, n lease.Node) error {
 	key := record.WantKey(pool, n)

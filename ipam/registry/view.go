@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -71,8 +72,11 @@ func (v *View) Apply(b Batch) {
 type News struct {
 	// All: everybody.
 	All bool
-	// Nodes that a block names, or named before.
+	// Nodes that have something else of a block than before.
 	Nodes map[lease.Node]bool
+	// Wants are the pools, by UUID, for which a flag went up: that is about those
+	// who have something to give, and about the node itself.
+	Wants map[string]bool
 	// Peers: how nodes reach each other may have changed, since there is another
 	// network, pool or node, or a block has another owner.
 	Peers bool
@@ -84,24 +88,19 @@ func (n News) For(node lease.Node) bool { return n.All || n.Nodes[node] }
 
 // news applies a batch and says whom it is about.
 func (v *View) news(b Batch) (n News) {
-	n.Nodes = make(map[lease.Node]bool)
-	owners := make(map[string]lease.Node)
+	n.Nodes, n.Wants = make(map[lease.Node]bool), make(map[string]bool)
+	blocks, applied := make(map[string]lease.Block), false
 	look := func(key string) {
 		switch folder := key[:strings.LastIndexByte(key, '/')+1]; {
 		case strings.HasPrefix(key, record.BlockFolder):
 			if pool, cidr, ok := record.ParseBlockKey(key); ok {
 				b := v.Blocks[pool][cidr].Block
-				if b.Owner != "" {
-					n.Nodes[b.Owner] = true
+				before, looked := blocks[key]
+				if looked {
+					differ(before, b, n.Nodes)
 				}
-				for _, e := range b.Given {
-					if e.Node != "" {
-						n.Nodes[e.Node] = true
-					}
-				}
-				before, looked := owners[key]
-				n.Peers = n.Peers || looked && before != b.Owner || v.Unread[key] != nil
-				owners[key] = b.Owner
+				n.Peers = n.Peers || looked && before.Owner != b.Owner || v.Unread[key] != nil
+				blocks[key] = b
 			}
 		case folder == record.NodeFolder:
 			// A node that joins concerns nobody; one that has yet to assert what
@@ -109,6 +108,12 @@ func (v *View) news(b Batch) (n News) {
 			n.Peers = true
 			node, known := v.Nodes[lease.Node(key[len(folder):])]
 			n.All = n.All || v.Unread[key] != nil || known && node.Value.Asserted < v.Cluster.Value.Epoch.Number
+		case strings.HasPrefix(key, record.WantFolder):
+			pool, node, _ := strings.Cut(key[len(record.WantFolder):], "/")
+			n.Nodes[lease.Node(node)] = true
+			if _, up := v.Wants[pool][lease.Node(node)]; up && applied {
+				n.Wants[pool] = true
+			}
 		default:
 			n.All = true
 			n.Peers = n.Peers || folder == record.NetworkFolder || folder == record.PoolFolder || folder == record.GoneFolder
@@ -118,10 +123,33 @@ func (v *View) news(b Batch) (n News) {
 		look(i.Key)
 	}
 	v.Apply(b)
+	applied = true
 	for _, i := range b.Items {
 		look(i.Key)
 	}
 	return n
+}
+
+// differ notes the nodes that have something else by one record of a block than
+// by another.
+func differ(a, b lease.Block, nodes map[lease.Node]bool) {
+	note := func(n lease.Node) {
+		if n != "" {
+			nodes[n] = true
+		}
+	}
+	if a.Owner != b.Owner {
+		note(a.Owner)
+		note(b.Owner)
+	}
+	for _, way := range [2][2]lease.Block{{a, b}, {b, a}} {
+		for addr, e := range way[0].Given {
+			if other := way[1].At(addr); other != e {
+				note(e.Node)
+				note(other.Node)
+			}
+		}
+	}
 }
 
 func (v *View) apply(i Item) error {
@@ -258,11 +286,19 @@ func (v *View) Named(pool string, n lease.Node) (named []lease.Seen) {
 
 // SeenOf lists the records of the blocks that have addresses of a range set.
 func (v *View) SeenOf(p record.Pool, set int) []lease.Seen {
+	return slices.SortedFunc(v.Each(p, set), func(a, b lease.Seen) int { return a.Block.CIDR.Compare(b.Block.CIDR) })
+}
+
+// Each is SeenOf in no order.
+func (v *View) Each(p record.Pool, set int) iter.Seq[lease.Seen] {
 	grid, err := p.Grid(set)
-	if err != nil {
-		return nil
+	return func(yield func(lease.Seen) bool) {
+		for _, s := range v.Blocks[p.UUID] {
+			if err == nil && grid.Contains(s.Block.CIDR) && !yield(s) {
+				return
+			}
+		}
 	}
-	return slices.DeleteFunc(v.Seen(p.UUID), func(s lease.Seen) bool { return !grid.Contains(s.Block.CIDR) })
 }
 
 // Unreadable reports whether there is a record of the block that was skipped.

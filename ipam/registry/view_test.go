@@ -213,6 +213,10 @@ func TestNews(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		session, err := r.Bind(ctx, record.Live{Node: n1}, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
 		frozen := record.Frozen{Node: n1, Reason: "a test", Epoch: 1, Rev: 1}
 		tests := []struct {
 			name     string
@@ -237,6 +241,8 @@ func TestNews(t *testing.T) {
 				s.Put(record.GoneFolder+string(n2), []byte("{"))
 				return nil
 			}, true, true, true},
+			{"another's flag", func() error { return r.Raise(ctx, session, p.UUID, n2, 0, 0).Err }, false, true, false},
+			{"and down", func() error { return r.Lower(ctx, p.UUID, n2) }, false, true, false},
 			{"the cluster", func() error { return r.Freeze(ctx, frozen) }, true, true, false},
 		}
 		for _, tt := range tests {
@@ -246,12 +252,16 @@ func TestNews(t *testing.T) {
 				t.Fatalf("%s: %v", tt.name, err)
 			}
 			synctest.Wait()
-			me, peer, peers := false, false, false
+			me, peer, peers, wants := false, false, false, false
 			for _, n := range told {
+				wants = wants || n.Wants[p.UUID]
 				me, peer, peers = me || n.For(n1), peer || n.For(n2), peers || n.Peers
 			}
 			if len(told) == 0 || me != tt.me || peer != tt.peer || peers != tt.peers {
 				t.Errorf("%s: about n1 %v, n2 %v, peers %v, want %v, %v, %v", tt.name, me, peer, peers, tt.me, tt.peer, tt.peers)
+			}
+			if up := tt.name == "another's flag"; wants != up {
+				t.Errorf("%s: asks who has something to give: %v, want %v", tt.name, wants, up)
 			}
 		}
 		told = nil

@@ -28,6 +28,7 @@ type memory struct {
 	// flags have when they were seen first; used and attached, when the block or
 	// the pool was in use last.
 	flags    map[string]map[flag]time.Time // by pool
+	asked    map[string]asked              // by pool
 	used     map[netip.Prefix]time.Time
 	attached map[string]time.Time
 }
@@ -259,7 +260,7 @@ func share(v *registry.View, p record.Pool, set int) float64 {
 
 // more leases ahead: nobody waits, so nobody is asked.
 func (t *Trader) more(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node) error {
-	search, err := v.Search(p, set, lease.Search{Node: me, Now: t.now(), Attempt: t.refused[p.UUID]})
+	search, err := v.Search(p, set, lease.Search{Node: me, Now: t.now(), Attempt: t.refused[p.UUID].swaps})
 	if err != nil {
 		return err
 	}
