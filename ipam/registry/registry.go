@@ -65,13 +65,17 @@ func (r Registry) Refresh(ctx context.Context, v *View, pool string) error {
 	if err != nil {
 		return fmt.Errorf("list the blocks of pool %s: %w", pool, err)
 	}
-	var newer []Item
 	for _, i := range l.Items {
-		if _, cidr, ok := record.ParseBlockKey(i.Key); ok && i.Rev > v.Blocks[pool][cidr].Rev {
-			newer = append(newer, i)
+		_, cidr, ok := record.ParseBlockKey(i.Key)
+		if !ok || i.Rev <= v.Blocks[pool][cidr].Rev {
+			continue
+		}
+		if b, err := record.DecodeBlock(i.Value); err == nil && b.CIDR == cidr {
+			v.Learn(pool, lease.Seen{Block: b, Rev: i.Rev})
+		} else {
+			v.Apply(Batch{Items: []Item{i}}) // says why it is skipped
 		}
 	}
-	v.Apply(Batch{Items: newer})
 	return nil
 }
 

@@ -39,6 +39,9 @@ type View struct {
 	// Unread has, by key, why a value was skipped. What it stands for is
 	// unknown, which is not the same as absent.
 	Unread map[string]error
+	// Untold is of records that came by another way than the watch, and before
+	// it: it is told with the next batch, which brings them again.
+	Untold News
 }
 
 // NewView makes a view of a full list.
@@ -66,90 +69,6 @@ func (v *View) Apply(b Batch) {
 		}
 	}
 	v.Rev = max(v.Rev, b.Rev)
-}
-
-// News is whom a change of a view is about.
-type News struct {
-	// All: everybody.
-	All bool
-	// Nodes that have something else of a block than before.
-	Nodes map[lease.Node]bool
-	// Wants are the pools, by UUID, for which a flag went up: that is about those
-	// who have something to give, and about the node itself.
-	Wants map[string]bool
-	// Peers: how nodes reach each other may have changed, since there is another
-	// network, pool or node, or a block has another owner.
-	Peers bool
-}
-
-// For reports whether a node has to look at the view again. Most changes are of
-// other nodes' blocks, and in a large cluster there is one all the time.
-func (n News) For(node lease.Node) bool { return n.All || n.Nodes[node] }
-
-// news applies a batch and says whom it is about.
-func (v *View) news(b Batch) (n News) {
-	n.Nodes, n.Wants = make(map[lease.Node]bool), make(map[string]bool)
-	blocks, applied := make(map[string]lease.Block), false
-	look := func(key string) {
-		switch folder := key[:strings.LastIndexByte(key, '/')+1]; {
-		case strings.HasPrefix(key, record.BlockFolder):
-			if pool, cidr, ok := record.ParseBlockKey(key); ok {
-				b := v.Blocks[pool][cidr].Block
-				before, looked := blocks[key]
-				if looked {
-					differ(before, b, n.Nodes)
-				}
-				n.Peers = n.Peers || looked && before.Owner != b.Owner || v.Unread[key] != nil
-				blocks[key] = b
-			}
-		case folder == record.NodeFolder:
-			// A node that joins concerns nobody; one that has yet to assert what
-			// it has stops all, and all go on when it has (Present).
-			n.Peers = true
-			node, known := v.Nodes[lease.Node(key[len(folder):])]
-			n.All = n.All || v.Unread[key] != nil || known && node.Value.Asserted < v.Cluster.Value.Epoch.Number
-		case strings.HasPrefix(key, record.WantFolder):
-			pool, node, _ := strings.Cut(key[len(record.WantFolder):], "/")
-			n.Nodes[lease.Node(node)] = true
-			if _, up := v.Wants[pool][lease.Node(node)]; up && applied {
-				n.Wants[pool] = true
-			}
-		default:
-			n.All = true
-			n.Peers = n.Peers || folder == record.NetworkFolder || folder == record.PoolFolder || folder == record.GoneFolder
-		}
-	}
-	for _, i := range b.Items {
-		look(i.Key)
-	}
-	v.Apply(b)
-	applied = true
-	for _, i := range b.Items {
-		look(i.Key)
-	}
-	return n
-}
-
-// differ notes the nodes that have something else by one record of a block than
-// by another.
-func differ(a, b lease.Block, nodes map[lease.Node]bool) {
-	note := func(n lease.Node) {
-		if n != "" {
-			nodes[n] = true
-		}
-	}
-	if a.Owner != b.Owner {
-		note(a.Owner)
-		note(b.Owner)
-	}
-	for _, way := range [2][2]lease.Block{{a, b}, {b, a}} {
-		for addr, e := range way[0].Given {
-			if other := way[1].At(addr); other != e {
-				note(e.Node)
-				note(other.Node)
-			}
-		}
-	}
 }
 
 func (v *View) apply(i Item) error {

@@ -200,10 +200,11 @@ func TestNews(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var mu sync.Mutex
 		var told []registry.News
 		done := make(chan error)
 		go func() {
-			done <- registry.Follow(ctx, s, first, new(sync.Mutex), nil, func(_ *registry.View, n registry.News) error {
+			done <- registry.Follow(ctx, s, first, &mu, nil, func(_ *registry.View, n registry.News) error {
 				told = append(told, n)
 				return nil
 			})
@@ -226,6 +227,12 @@ func TestNews(t *testing.T) {
 		}{
 			{"a node joins", func() error { return r.Enroll(ctx, record.Node{Node: n2, Asserted: 1}) }, false, false, true},
 			{"another's block", func() error { leased(t, r, p, n2, "10.0.0.4/30"); return nil }, false, true, true},
+			{"another's block that was read before it is told", func() error {
+				mu.Lock()
+				defer mu.Unlock()
+				leased(t, r, p, n2, "10.0.0.8/30")
+				return r.Refresh(ctx, first, p.UUID)
+			}, false, true, true},
 			{"an address given away", func() error {
 				_, a := r.Send(ctx, p.UUID, lease.Step{Do: lease.Send, Block: returned, Rev: block.Rev})
 				return a.Err

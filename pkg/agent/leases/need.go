@@ -133,7 +133,7 @@ func (t *Trader) Fetch(ctx context.Context, v *registry.View, p record.Pool, a n
 	if err != nil {
 		return false, err
 	}
-	put(v, p, s)
+	v.Learn(p.UUID, s)
 	goal, more := lease.Goal{}, 1
 	e, given := s.Block.Given[a]
 	switch {

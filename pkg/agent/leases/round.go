@@ -95,18 +95,8 @@ func (t *Trader) unread(v *registry.View) ([]ipam.Pool, error) {
 // to takes all steps towards a goal for a block.
 func (t *Trader) to(ctx context.Context, v *registry.View, p record.Pool, cidr netip.Prefix, g lease.Goal) error {
 	s, err := t.drive(ctx, p, seen(v, p.UUID, cidr), g)
-	put(v, p, s)
+	v.Learn(p.UUID, s)
 	return err
-}
-
-func put(v *registry.View, p record.Pool, s lease.Seen) {
-	if s.Rev == 0 {
-		return
-	}
-	if v.Blocks[p.UUID] == nil {
-		v.Blocks[p.UUID] = map[netip.Prefix]lease.Seen{}
-	}
-	v.Blocks[p.UUID][s.Block.CIDR] = s
 }
 
 // tend brings to an end what was begun, and notes who uses what as a sticky
@@ -160,7 +150,7 @@ func (t *Trader) confirm(ctx context.Context, v *registry.View, pools []record.P
 					break
 				}
 			}
-			put(v, p, s)
+			v.Learn(p.UUID, s)
 			if s.Block.Names(me) && s.Rev == rev {
 				return fmt.Errorf("block %s: %w", cidr, errBusy)
 			}
