@@ -26,6 +26,9 @@ var (
 	// ErrMoved is returned when somebody else changed the same record at the
 	// same moment.
 	ErrMoved = errors.New("somebody else has changed it meanwhile")
+	// ErrUnbound is why a flag is not read that somebody put there who is no
+	// agent.
+	ErrUnbound = errors.New("goes with no agent's session, so that nobody waits for an answer to it")
 )
 
 func (r Registry) now() time.Time {
@@ -118,7 +121,11 @@ func (r Registry) Alive(ctx context.Context) (map[lease.Node]bool, error) {
 	}
 	alive := make(map[lease.Node]bool, len(l.Items))
 	for _, i := range l.Items {
-		// One that cannot be read is a sign of life all the same.
+		// One that cannot be read is a sign of life all the same; one that goes
+		// with no session is none.
+		if !i.Bound {
+			continue
+		}
 		alive[lease.Node(strings.TrimPrefix(i.Key, record.LiveFolder))] = true
 	}
 	return alive, nil
@@ -145,8 +152,20 @@ func (r Registry) Bind(ctx context.Context, live record.Live, ttl time.Duration)
 // what the registry shows as the node's in it at the moment. The flag is lowered with Lower
 // or by the end of the session. One that is up already stays as it is.
 func (r Registry) Raise(ctx context.Context, s Session, pool string, n lease.Node, set, have int) Answer {
-	w := record.Want{Node: n, Pool: pool, Set: set, Have: have}
-	return s.Swap(ctx, record.WantKey(pool, n), 0, record.EncodeWant(w))
+	key, w := record.WantKey(pool, n), record.Want{Node: n, Pool: pool, Set: set, Have: have}
+	a := s.Swap(ctx, key, 0, record.EncodeWant(w))
+	if a.Outcome != Refused {
+		return a
+	}
+	// It may be in the place of one that goes with no session, and is nobody's.
+	item, err := r.Store.Get(ctx, key)
+	if err != nil {
+		return Answer{Err: err}
+	}
+	if item.Rev == 0 || item.Bound {
+		return a
+	}
+	return s.Swap(ctx, key, item.Rev, record.EncodeWant(w))
 }
 
 // Raised reports whether a flag is still up.
@@ -185,6 +204,18 @@ func (r Registry) Lower(ctx context.Context, pool string, n lease.Node) error {
 		return err
 	}
 	return r.Store.Delete(ctx, key, item.Rev).err()
+}
+
+// Drop removes a key that goes with no session, of a folder whose keys all do.
+func (r Registry) Drop(ctx context.Context, key string) error {
+	item, err := r.Store.Get(ctx, key)
+	if err != nil || item.Rev == 0 || item.Bound {
+		return err
+	}
+	if a := r.Store.Delete(ctx, key, item.Rev); a.Outcome == Unknown {
+		return a.err()
+	}
+	return nil
 }
 
 // edit changes one record, again as long as others get in between. f gets

@@ -164,6 +164,9 @@ func (v *View) applyWant(i Item) error {
 	if i.Value == nil {
 		return nil
 	}
+	if !i.Bound {
+		return ErrUnbound
+	}
 	w, err := record.DecodeWant(i.Value)
 	if err != nil {
 		return err

@@ -257,6 +257,9 @@ func helps(err error) bool {
 // passes reports whether it may be better in a moment.
 func passes(err error) bool {
 	var holder *leases.HolderError
+	if errors.Is(err, registry.ErrDeleting) {
+		return false
+	}
 	// A pool that is not open is being made or changed, which takes no time.
 	return errors.As(err, &holder) || errors.As(err, new(*registry.QuotaError)) || errors.Is(err, registry.ErrClosed) || errors.Is(err, registry.ErrOld) || errors.Is(err, registry.ErrMoved)
 }
@@ -325,7 +328,7 @@ func (w *waits) any(pool string) bool {
 // does not answer.
 func unanswered(err error) error {
 	var coded interface{ CNICode() uint }
-	if err == nil || errors.As(err, &coded) || passes(err) {
+	if err == nil || errors.As(err, &coded) || passes(err) || errors.Is(err, registry.ErrDeleting) {
 		return err
 	}
 	return &AwayError{Err: err}

@@ -215,7 +215,7 @@ func (t *Trader) ask(ctx context.Context, v *registry.View, p record.Pool, set i
 		delete(v.Wants[p.UUID], me)
 		return t.Registry.Refresh(ctx, v, p.UUID)
 	case up:
-		if err := t.LetGo(ctx, v, p); err != nil {
+		if err := t.LetGo(ctx, v, p.UUID); err != nil {
 			return err
 		}
 	case raised && last.Set == set && !last.Answered(blocks):
@@ -252,15 +252,15 @@ func (t *Trader) ask(ctx context.Context, v *registry.View, p record.Pool, set i
 	return a.Err
 }
 
-// LetGo takes down the flag that Need may have raised.
-func (t *Trader) LetGo(ctx context.Context, v *registry.View, p record.Pool) error {
+// LetGo takes down the flag that Need may have raised for a pool, by its UUID.
+func (t *Trader) LetGo(ctx context.Context, v *registry.View, pool string) error {
 	me, err := t.Ledger.Node()
 	if err != nil {
 		return err
 	}
-	delete(v.Wants[p.UUID], me)
-	delete(t.asked, p.UUID)
-	return t.Registry.Lower(ctx, p.UUID, me)
+	delete(v.Wants[pool], me)
+	delete(t.asked, pool)
+	return t.Registry.Lower(ctx, pool, me)
 }
 
 // freeIn reports whether an owner can be given something of a range set on this
