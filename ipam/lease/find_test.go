@@ -1,6 +1,7 @@
 package lease_test
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -170,6 +171,21 @@ func TestWantIsAnsweredInTurn(t *testing.T) {
 	blocks[0].Block.Given[a2] = lease.Entry{Node: n3}
 	if !w.Answered(blocks) {
 		t.Error("not answered by a gift")
+	}
+	// However many have something, all have had their turn soon.
+	crowd := lease.Seen{Block: lease.Block{CIDR: netip.MustParsePrefix("10.0.0.0/22"), Given: given{}}}
+	a := netip.MustParseAddr("10.0.0.0")
+	for i := range 1000 {
+		crowd.Block.Given[a] = lease.Entry{Node: lease.Node(fmt.Sprintf("%08d-0000-4000-8000-000000000000", i))}
+		a = a.Next()
+	}
+	last := time.Duration(0)
+	for _, e := range crowd.Block.Given {
+		wait, _ := lease.Want{Node: n3, Rev: 7}.Turn(e.Node, []lease.Seen{crowd})
+		last = max(last, wait)
+	}
+	if last < 900*time.Millisecond || last > time.Second {
+		t.Errorf("the last of a thousand answers after %s", last)
 	}
 	if got, _ := lease.Oldest([]lease.Want{{Node: n1, Rev: 9}, w, {Node: n2, Rev: 8}}); got != w {
 		t.Errorf("the oldest is %+v", got)

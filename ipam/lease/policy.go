@@ -17,8 +17,11 @@ const (
 	lastIdle = time.Hour
 	// scarce is the leased share of a pool from which on it is.
 	scarce = 0.75
-	// turn is the time between two nodes that answer a flag.
+	// turn is the time between two nodes that answer a flag, and row the longest
+	// that it may take all of them: who asks waits for little longer, and in a
+	// large cluster most have nothing to give.
 	turn = 50 * time.Millisecond
+	row  = time.Second
 	// ahead is the time for which free addresses have to last.
 	ahead = 2 * time.Second
 )
@@ -142,5 +145,5 @@ func (t Tally) Turn(w Want, me Node) (wait time.Duration, ok bool) {
 		}
 	}
 	first := int(Rotation(w.Node, "want", int(w.Rev)) % uint64(n))
-	return time.Duration((i-first+n)%n) * turn, true
+	return time.Duration((i-first+n)%n) * min(turn, row/time.Duration(n)), true
 }

@@ -20,6 +20,9 @@ var (
 	ErrClosed = errors.New("the pool is not open")
 )
 
+// ErrDeleting is the ErrClosed of a pool that is being deleted.
+var ErrDeleting = fmt.Errorf("it is being deleted: %w", ErrClosed)
+
 // ErrOld is returned by a view that does not reach to the revision in question:
 // get a newer one.
 var ErrOld = errors.New("the view is older than the record")
@@ -105,6 +108,9 @@ func (v *View) Room(pool string, n int64) error {
 	p, ok := v.Pool(pool)
 	if !ok {
 		return fmt.Errorf("pool %s: %w", pool, ErrNoPool)
+	}
+	if p.Value.State == record.Deleting {
+		return fmt.Errorf("pool %q: %w", p.Value.Name, ErrDeleting)
 	}
 	if p.Value.State != "" {
 		return fmt.Errorf("pool %q is %s: %w", p.Value.Name, p.Value.State, ErrClosed)

@@ -110,7 +110,7 @@ func (r Registry) Remove(ctx context.Context, n lease.Node, rest time.Duration) 
 	if err != nil {
 		return err
 	}
-	if live.Rev != 0 {
+	if live.Bound {
 		if _, why := record.DecodeLive(live.Value); why != nil {
 			// A sign of life that cannot be read is one all the same.
 			return fmt.Errorf("node %s: %w: %w", n, ErrUnread, why)

@@ -109,9 +109,24 @@ func TestRemoveAndSweep(t *testing.T) {
 	if _, err := r.Sweep(ctx, n1); err == nil {
 		t.Error("a node was swept that was not removed")
 	}
-	s.Put(record.LiveFolder+string(n2), []byte(`{"version":2}`))
+	newer, err := s.Bind(ctx, record.LiveFolder+string(n2), []byte(`{"version":2}`), time.Minute, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := r.Remove(ctx, n2, 0); !errors.Is(err, registry.ErrUnread) {
 		t.Errorf("with a sign of life that cannot be read: %v", err)
+	}
+	// What goes with no session is no sign of life.
+	const n4 = "40000000-0000-4000-8000-000000000000"
+	if err := r.Enroll(ctx, record.Node{Node: n4, Name: "n4"}); err != nil {
+		t.Fatal(err)
+	}
+	s.Put(record.LiveFolder+n4, record.EncodeLive(record.Live{Node: n4}))
+	if alive, err := r.Alive(ctx); err != nil || !alive[n1] || !alive[n2] || alive[n4] {
+		t.Errorf("alive are %v, %v", alive, err)
+	}
+	if err := errors.Join(r.Remove(ctx, n4, 0), newer.Close(ctx)); err != nil {
+		t.Error(err)
 	}
 	if err := errors.Join(session.Close(ctx), r.Remove(ctx, n1, time.Hour), r.Remove(ctx, n1, time.Minute)); err != nil {
 		t.Fatal(err)
@@ -150,7 +165,7 @@ func TestRemoveAndSweep(t *testing.T) {
 	if e := v.Blocks[p.UUID][seen.Block.CIDR].Block.At(netip.MustParseAddr("10.0.0.9")); !e.Parked() || e.Key != "ns/web-0" {
 		t.Errorf("what it had for a sticky owner is %+v", e)
 	}
-	if _, there := v.Nodes[n1]; there || len(v.Gone) != 1 {
+	if _, there := v.Nodes[n1]; there || len(v.Gone) != 2 {
 		t.Error("the node is left, or its tombstone is not")
 	}
 }

@@ -26,6 +26,9 @@ var (
 	// ErrMoved is returned when somebody else changed the same record at the
 	// same moment.
 	ErrMoved = errors.New("somebody else has changed it meanwhile")
+	// ErrUnbound is why a flag is not read that somebody put there who is no
+	// agent.
+	ErrUnbound = errors.New("goes with no agent's session, so that nobody waits for an answer to it")
 )
 
 func (r Registry) now() time.Time {
@@ -65,13 +68,17 @@ func (r Registry) Refresh(ctx context.Context, v *View, pool string) error {
 	if err != nil {
 		return fmt.Errorf("list the blocks of pool %s: %w", pool, err)
 	}
-	var newer []Item
 	for _, i := range l.Items {
-		if _, cidr, ok := record.ParseBlockKey(i.Key); ok && i.Rev > v.Blocks[pool][cidr].Rev {
-			newer = append(newer, i)
+		_, cidr, ok := record.ParseBlockKey(i.Key)
+		if !ok || i.Rev <= v.Blocks[pool][cidr].Rev {
+			continue
+		}
+		if b, err := record.DecodeBlock(i.Value); err == nil && b.CIDR == cidr {
+			v.Learn(pool, lease.Seen{Block: b, Rev: i.Rev})
+		} else {
+			v.Apply(Batch{Items: []Item{i}}) // says why it is skipped
 		}
 	}
-	v.Apply(Batch{Items: newer})
 	return nil
 }
 
@@ -114,7 +121,11 @@ func (r Registry) Alive(ctx context.Context) (map[lease.Node]bool, error) {
 	}
 	alive := make(map[lease.Node]bool, len(l.Items))
 	for _, i := range l.Items {
-		// One that cannot be read is a sign of life all the same.
+		// One that cannot be read is a sign of life all the same; one that goes
+		// with no session is none.
+		if !i.Bound {
+			continue
+		}
 		alive[lease.Node(strings.TrimPrefix(i.Key, record.LiveFolder))] = true
 	}
 	return alive, nil
@@ -141,14 +152,48 @@ func (r Registry) Bind(ctx context.Context, live record.Live, ttl time.Duration)
 // what the registry shows as the node's in it at the moment. The flag is lowered with Lower
 // or by the end of the session. One that is up already stays as it is.
 func (r Registry) Raise(ctx context.Context, s Session, pool string, n lease.Node, set, have int) Answer {
-	w := record.Want{Node: n, Pool: pool, Set: set, Have: have}
-	return s.Swap(ctx, record.WantKey(pool, n), 0, record.EncodeWant(w))
+	key, w := record.WantKey(pool, n), record.Want{Node: n, Pool: pool, Set: set, Have: have}
+	a := s.Swap(ctx, key, 0, record.EncodeWant(w))
+	if a.Outcome != Refused {
+		return a
+	}
+	// It may be in the place of one that goes with no session, and is nobody's.
+	item, err := r.Store.Get(ctx, key)
+	if err != nil {
+		return Answer{Err: err}
+	}
+	if item.Rev == 0 || item.Bound {
+		return a
+	}
+	return s.Swap(ctx, key, item.Rev, record.EncodeWant(w))
 }
 
 // Raised reports whether a flag is still up.
 func (r Registry) Raised(ctx context.Context, pool string, w lease.Want) (bool, error) {
 	item, err := r.Store.Get(ctx, record.WantKey(pool, w.Node))
 	return item.Rev == w.Rev, err
+}
+
+// Wants reads which flags are up for a pool.
+func (r Registry) Wants(ctx context.Context, pool string) (map[lease.Node]lease.Want, error) {
+	l, err := r.Store.List(ctx, record.WantFolder+pool+"/")
+	if err != nil {
+		return nil, fmt.Errorf("list the flags of pool %s: %w", pool, err)
+	}
+	return NewView(l).Wants[pool], nil
+}
+
+// Take takes a flag down for the node that is going to answer it: of all that
+// would, mine is true for one.
+func (r Registry) Take(ctx context.Context, pool string, w lease.Want) (mine bool, err error) {
+	switch a := r.Store.Delete(ctx, record.WantKey(pool, w.Node), w.Rev); a.Outcome {
+	case Applied:
+		return true, nil
+	case Refused:
+		return false, nil
+	default:
+		return false, fmt.Errorf("take the flag of node %s: %w", w.Node, a.err())
+	}
 }
 
 // Lower takes a flag down.
@@ -159,6 +204,18 @@ func (r Registry) Lower(ctx context.Context, pool string, n lease.Node) error {
 		return err
 	}
 	return r.Store.Delete(ctx, key, item.Rev).err()
+}
+
+// Drop removes a key that goes with no session, of a folder whose keys all do.
+func (r Registry) Drop(ctx context.Context, key string) error {
+	item, err := r.Store.Get(ctx, key)
+	if err != nil || item.Rev == 0 || item.Bound {
+		return err
+	}
+	if a := r.Store.Delete(ctx, key, item.Rev); a.Outcome == Unknown {
+		return a.err()
+	}
+	return nil
 }
 
 // edit changes one record, again as long as others get in between. f gets

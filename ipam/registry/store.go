@@ -46,7 +46,7 @@ type Store interface {
 	// Bind opens a session: a key that lives as long as this process renews
 	// it, and at most ttl longer. takeOver decides about a key that another
 	// session holds: true has this session replace it at once, false returns
-	// ErrTaken.
+	// ErrTaken. A key that no session holds is nobody's, and is replaced.
 	Bind(ctx context.Context, key string, value []byte, ttl time.Duration, takeOver func(value []byte) bool) (Session, error)
 }
 
@@ -67,6 +67,8 @@ type Item struct {
 	Value []byte
 	// Rev of the last change; 0 where there is no such key.
 	Rev lease.Rev
+	// Bound: it goes with a session.
+	Bound bool
 }
 
 // List is what a prefix held at one moment.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -38,6 +39,9 @@ type View struct {
 	// Unread has, by key, why a value was skipped. What it stands for is
 	// unknown, which is not the same as absent.
 	Unread map[string]error
+	// Untold is of records that came by another way than the watch, and before
+	// it: it is told with the next batch, which brings them again.
+	Untold News
 }
 
 // NewView makes a view of a full list.
@@ -65,63 +69,6 @@ func (v *View) Apply(b Batch) {
 		}
 	}
 	v.Rev = max(v.Rev, b.Rev)
-}
-
-// News is whom a change of a view is about.
-type News struct {
-	// All: everybody.
-	All bool
-	// Nodes that a block names, or named before.
-	Nodes map[lease.Node]bool
-	// Peers: how nodes reach each other may have changed, since there is another
-	// network, pool or node, or a block has another owner.
-	Peers bool
-}
-
-// For reports whether a node has to look at the view again. Most changes are of
-// other nodes' blocks, and in a large cluster there is one all the time.
-func (n News) For(node lease.Node) bool { return n.All || n.Nodes[node] }
-
-// news applies a batch and says whom it is about.
-func (v *View) news(b Batch) (n News) {
-	n.Nodes = make(map[lease.Node]bool)
-	owners := make(map[string]lease.Node)
-	look := func(key string) {
-		switch folder := key[:strings.LastIndexByte(key, '/')+1]; {
-		case strings.HasPrefix(key, record.BlockFolder):
-			if pool, cidr, ok := record.ParseBlockKey(key); ok {
-				b := v.Blocks[pool][cidr].Block
-				if b.Owner != "" {
-					n.Nodes[b.Owner] = true
-				}
-				for _, e := range b.Given {
-					if e.Node != "" {
-						n.Nodes[e.Node] = true
-					}
-				}
-				before, looked := owners[key]
-				n.Peers = n.Peers || looked && before != b.Owner || v.Unread[key] != nil
-				owners[key] = b.Owner
-			}
-		case folder == record.NodeFolder:
-			// A node that joins concerns nobody; one that has yet to assert what
-			// it has stops all, and all go on when it has (Present).
-			n.Peers = true
-			node, known := v.Nodes[lease.Node(key[len(folder):])]
-			n.All = n.All || v.Unread[key] != nil || known && node.Value.Asserted < v.Cluster.Value.Epoch.Number
-		default:
-			n.All = true
-			n.Peers = n.Peers || folder == record.NetworkFolder || folder == record.PoolFolder || folder == record.GoneFolder
-		}
-	}
-	for _, i := range b.Items {
-		look(i.Key)
-	}
-	v.Apply(b)
-	for _, i := range b.Items {
-		look(i.Key)
-	}
-	return n
 }
 
 func (v *View) apply(i Item) error {
@@ -217,6 +164,9 @@ func (v *View) applyWant(i Item) error {
 	if i.Value == nil {
 		return nil
 	}
+	if !i.Bound {
+		return ErrUnbound
+	}
 	w, err := record.DecodeWant(i.Value)
 	if err != nil {
 		return err
@@ -258,11 +208,19 @@ func (v *View) Named(pool string, n lease.Node) (named []lease.Seen) {
 
 // SeenOf lists the records of the blocks that have addresses of a range set.
 func (v *View) SeenOf(p record.Pool, set int) []lease.Seen {
+	return slices.SortedFunc(v.Each(p, set), func(a, b lease.Seen) int { return a.Block.CIDR.Compare(b.Block.CIDR) })
+}
+
+// Each is SeenOf in no order.
+func (v *View) Each(p record.Pool, set int) iter.Seq[lease.Seen] {
 	grid, err := p.Grid(set)
-	if err != nil {
-		return nil
+	return func(yield func(lease.Seen) bool) {
+		for _, s := range v.Blocks[p.UUID] {
+			if err == nil && grid.Contains(s.Block.CIDR) && !yield(s) {
+				return
+			}
+		}
 	}
-	return slices.DeleteFunc(v.Seen(p.UUID), func(s lease.Seen) bool { return !grid.Contains(s.Block.CIDR) })
 }
 
 // Unreadable reports whether there is a record of the block that was skipped.

@@ -200,16 +200,21 @@ func TestNews(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var mu sync.Mutex
 		var told []registry.News
 		done := make(chan error)
 		go func() {
-			done <- registry.Follow(ctx, s, first, new(sync.Mutex), nil, func(_ *registry.View, n registry.News) error {
+			done <- registry.Follow(ctx, s, first, &mu, nil, func(_ *registry.View, n registry.News) error {
 				told = append(told, n)
 				return nil
 			})
 		}()
 		block := leased(t, r, p, n1, "10.0.0.0/30")
 		returned, err := block.Block.Give(n1, map[netip.Addr]lease.Entry{block.Block.CIDR.Addr(): {Node: n2}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		session, err := r.Bind(ctx, record.Live{Node: n1}, time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -222,6 +227,12 @@ func TestNews(t *testing.T) {
 		}{
 			{"a node joins", func() error { return r.Enroll(ctx, record.Node{Node: n2, Asserted: 1}) }, false, false, true},
 			{"another's block", func() error { leased(t, r, p, n2, "10.0.0.4/30"); return nil }, false, true, true},
+			{"another's block that was read before it is told", func() error {
+				mu.Lock()
+				defer mu.Unlock()
+				leased(t, r, p, n2, "10.0.0.8/30")
+				return r.Refresh(ctx, first, p.UUID)
+			}, false, true, true},
 			{"an address given away", func() error {
 				_, a := r.Send(ctx, p.UUID, lease.Step{Do: lease.Send, Block: returned, Rev: block.Rev})
 				return a.Err
@@ -237,6 +248,8 @@ func TestNews(t *testing.T) {
 				s.Put(record.GoneFolder+string(n2), []byte("{"))
 				return nil
 			}, true, true, true},
+			{"another's flag", func() error { return r.Raise(ctx, session, p.UUID, n2, 0, 0).Err }, false, true, false},
+			{"and down", func() error { return r.Lower(ctx, p.UUID, n2) }, false, true, false},
 			{"the cluster", func() error { return r.Freeze(ctx, frozen) }, true, true, false},
 		}
 		for _, tt := range tests {
@@ -246,12 +259,16 @@ func TestNews(t *testing.T) {
 				t.Fatalf("%s: %v", tt.name, err)
 			}
 			synctest.Wait()
-			me, peer, peers := false, false, false
+			me, peer, peers, wants := false, false, false, false
 			for _, n := range told {
+				wants = wants || n.Wants[p.UUID]
 				me, peer, peers = me || n.For(n1), peer || n.For(n2), peers || n.Peers
 			}
 			if len(told) == 0 || me != tt.me || peer != tt.peer || peers != tt.peers {
 				t.Errorf("%s: about n1 %v, n2 %v, peers %v, want %v, %v, %v", tt.name, me, peer, peers, tt.me, tt.peer, tt.peers)
+			}
+			if up := tt.name == "another's flag"; wants != up {
+				t.Errorf("%s: asks who has something to give: %v, want %v", tt.name, wants, up)
 			}
 		}
 		told = nil

@@ -166,7 +166,7 @@ func (s *Store) List(ctx context.Context, prefix string) (registry.List, error) 
 }
 
 func item(kv *mvccpb.KeyValue) registry.Item {
-	return registry.Item{Key: string(kv.Key), Value: kv.Value, Rev: lease.Rev(kv.ModRevision)}
+	return registry.Item{Key: string(kv.Key), Value: kv.Value, Rev: lease.Rev(kv.ModRevision), Bound: kv.Lease != 0}
 }
 
 // Swap implements registry.Store.

@@ -34,7 +34,7 @@ func (s *Store) Bind(ctx context.Context, key string, value []byte, ttl time.Dur
 	var before clientv3.LeaseID
 	if len(read.Kvs) > 0 {
 		old := read.Kvs[0]
-		if !takeOver(old.Value) {
+		if old.Lease != 0 && !takeOver(old.Value) {
 			return nil, registry.ErrTaken
 		}
 		rev, before = lease.Rev(old.ModRevision), clientv3.LeaseID(old.Lease)

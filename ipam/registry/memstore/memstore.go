@@ -58,6 +58,10 @@ type value struct {
 	session *session
 }
 
+func (v value) item(key string) registry.Item {
+	return registry.Item{Key: key, Value: slices.Clone(v.data), Rev: v.rev, Bound: v.session != nil}
+}
+
 // New returns an empty store. Its first change is of revision 2, as in etcd.
 func New() *Store {
 	s := Open(1)
@@ -90,7 +94,7 @@ func (s *Store) Get(ctx context.Context, key string) (registry.Item, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v := s.items[key]
-	return registry.Item{Key: key, Value: slices.Clone(v.data), Rev: v.rev}, nil
+	return v.item(key), nil
 }
 
 // List implements registry.Store.
@@ -103,7 +107,7 @@ func (s *Store) List(ctx context.Context, prefix string) (registry.List, error) 
 	l := registry.List{Rev: s.rev}
 	for key, v := range s.items {
 		if strings.HasPrefix(key, prefix) {
-			l.Items = append(l.Items, registry.Item{Key: key, Value: slices.Clone(v.data), Rev: v.rev})
+			l.Items = append(l.Items, v.item(key))
 		}
 	}
 	slices.SortFunc(l.Items, func(a, b registry.Item) int { return cmp.Compare(a.Key, b.Key) })
@@ -215,7 +219,7 @@ func (d *database) applyLocked(r Request) registry.Answer {
 	}
 	d.rev++
 	d.items[r.Key] = value{r.Value, d.rev, r.session}
-	d.tellLocked(registry.Item{Key: r.Key, Value: r.Value, Rev: d.rev})
+	d.tellLocked(registry.Item{Key: r.Key, Value: r.Value, Rev: d.rev, Bound: r.session != nil})
 	return registry.Answer{Outcome: registry.Applied, Rev: d.rev}
 }
 
@@ -282,7 +286,7 @@ func (s *Store) Bind(ctx context.Context, key string, data []byte, ttl time.Dura
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old, there := s.items[key]
-	if there && !takeOver(slices.Clone(old.data)) {
+	if there && old.session != nil && !takeOver(slices.Clone(old.data)) {
 		n.cancel(nil)
 		return nil, registry.ErrTaken
 	}

@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"errors"
+	"maps"
 	"testing"
 	"time"
 
@@ -83,8 +84,8 @@ func taken(t *testing.T, ctx context.Context, b Backend) {
 	if !errors.Is(err, registry.ErrTaken) || asked != "a" {
 		t.Errorf("%v, asked about %q", err, asked)
 	}
-	if i := get(t, ctx, b.B, "/t/live"); string(i.Value) != "a" {
-		t.Errorf("the key has become %q", i.Value)
+	if i := get(t, ctx, b.B, "/t/live"); string(i.Value) != "a" || !i.Bound {
+		t.Errorf("the key has become %q, of a session %v", i.Value, i.Bound)
 	}
 	if err := n.Close(ctx); err != nil {
 		t.Fatal(err)
@@ -122,4 +123,43 @@ func dead(t *testing.T, ctx context.Context, b Backend) {
 	}
 	gone(t, ctx, b.B, "/t/live")
 	gone(t, ctx, b.B, "/t/want")
+}
+
+// unbound: a key that goes with no session keeps nobody from one, and all reads
+// tell the two apart.
+func unbound(t *testing.T, ctx context.Context, b Backend) {
+	before := b.A.Swap(ctx, "/t/live", 0, []byte("junk"))
+	want(t, "a key", before, registry.Applied)
+	n := bind(t, ctx, b.A, "a", never)
+	want(t, "further key", n.Swap(ctx, "/t/want", 0, []byte("w")), registry.Applied)
+	want(t, "a key", b.A.Swap(ctx, "/t/plain", 0, []byte("p")), registry.Applied)
+	wanted := map[string]bool{"/t/live": true, "/t/want": true, "/t/plain": false}
+	l, err := b.B.List(ctx, "/t/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := map[string]bool{}
+	errAll := errors.New("all told")
+	err = b.B.Watch(ctx, "/t/", before.Rev, func(b registry.Batch) error {
+		for _, i := range b.Items {
+			told[i.Key] = i.Bound
+		}
+		if len(told) == len(wanted) {
+			return errAll
+		}
+		return nil
+	})
+	if !errors.Is(err, errAll) {
+		t.Error(err)
+	}
+	listed := map[string]bool{}
+	for _, i := range l.Items {
+		listed[i.Key] = i.Bound
+	}
+	if !maps.Equal(listed, wanted) || !maps.Equal(told, wanted) {
+		t.Errorf("a list says %v, a watch %v, want %v", listed, told, wanted)
+	}
+	if err := n.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
 }

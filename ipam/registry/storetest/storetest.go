@@ -46,6 +46,7 @@ func Run(t *testing.T, open func(t *testing.T) Backend) {
 		{"session of another is not taken", taken},
 		{"session of the same is taken over", takenOver},
 		{"session of a dead process ends", dead},
+		{"a key of no session is nobody's", unbound},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

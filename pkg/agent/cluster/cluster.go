@@ -392,6 +392,8 @@ func (c *Cluster) seen(v *registry.View, news registry.News) error {
 	if news.For(c.node.Node) {
 		c.Stir()
 		c.news.tell()
+	} else if c.spares(news.Wants) {
+		c.Stir()
 	}
 	return nil
 }

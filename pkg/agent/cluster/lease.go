@@ -19,15 +19,24 @@ import (
 const (
 	// patience is how long an ADD waits for other nodes.
 	patience = 2 * time.Second
-	// look is how often it tries when it hears nothing.
-	look = 50 * time.Millisecond
+	// look is when it tries again when it hears nothing, later each time up to
+	// seldomLook.
+	look       = 50 * time.Millisecond
+	seldomLook = 400 * time.Millisecond
+	// lasting is how long a flag stays up after its ADD gave up: the ADD comes
+	// again, as a runtime has it, and then finds its answer.
+	lasting = 10 * time.Second
 )
 
 // Allocate answers an ADD from a cluster pool: with try, which is to allocate
 // from the ledger, and where that has nothing with what can be leased, claimed
 // or had from other nodes in two seconds.
-func (c *Cluster) Allocate(ctx context.Context, l *ledger.Ledger, req ipam.AllocateRequest, try func() (ipam.Allocation, error)) (ipam.Allocation, error) {
-	defer c.Stir()
+func (c *Cluster) Allocate(ctx context.Context, l *ledger.Ledger, req ipam.AllocateRequest, try func() (ipam.Allocation, error)) (a ipam.Allocation, err error) {
+	defer func() {
+		if err == nil {
+			c.Stir()
+		}
+	}()
 	sticky, err := asksFirst(l, req)
 	if err != nil {
 		return ipam.Allocation{}, err
@@ -38,7 +47,7 @@ func (c *Cluster) Allocate(ctx context.Context, l *ledger.Ledger, req ipam.Alloc
 		}
 	}
 	w := &wait{c: c, l: l, req: req, sticky: sticky, try: try, ask: sticky != ipam.NotSticky}
-	a, err := w.run(ctx)
+	a, err = w.run(ctx)
 	result := "ok"
 	if err != nil {
 		result = "error"
@@ -60,12 +69,12 @@ type wait struct {
 }
 
 // run takes steps towards an address until there is one.
-func (w *wait) run(ctx context.Context) (ipam.Allocation, error) {
+func (w *wait) run(ctx context.Context) (a ipam.Allocation, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	w.c.waits.add(w.req.Cluster, 1)
-	defer w.c.waits.add(w.req.Cluster, -1)
-	for {
+	w.c.waits.begin(w.req.Cluster)
+	defer func() { w.c.waits.end(w.req.Cluster, err != nil) }()
+	for next := look; ; next = min(2*next, seldomLook) {
 		news := w.c.news.next()
 		a, done, why := w.step(ctx)
 		if done {
@@ -75,7 +84,7 @@ func (w *wait) run(ctx context.Context) (ipam.Allocation, error) {
 		if !over {
 			select {
 			case <-news:
-			case <-time.After(look):
+			case <-time.After(next):
 			case <-ctx.Done():
 			}
 			over = ctx.Err() != nil
@@ -248,6 +257,9 @@ func helps(err error) bool {
 // passes reports whether it may be better in a moment.
 func passes(err error) bool {
 	var holder *leases.HolderError
+	if errors.Is(err, registry.ErrDeleting) {
+		return false
+	}
 	// A pool that is not open is being made or changed, which takes no time.
 	return errors.As(err, &holder) || errors.As(err, new(*registry.QuotaError)) || errors.Is(err, registry.ErrClosed) || errors.Is(err, registry.ErrOld) || errors.Is(err, registry.ErrMoved)
 }
@@ -279,30 +291,44 @@ func poolOf(l *ledger.Ledger, name string) (ipam.Pool, bool, error) {
 type waits struct {
 	mu sync.Mutex
 	n  map[string]int
+	// left is when the last ADD gave up.
+	left map[string]time.Time
 }
 
-func (w *waits) add(pool string, n int) {
+func (w *waits) begin(pool string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.n == nil {
-		w.n = map[string]int{}
+		w.n, w.left = map[string]int{}, map[string]time.Time{}
 	}
-	if w.n[pool] += n; w.n[pool] == 0 {
+	w.n[pool]++
+}
+
+func (w *waits) end(pool string, gaveUp bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.n[pool]--; w.n[pool] == 0 {
 		delete(w.n, pool)
+	}
+	delete(w.left, pool)
+	if gaveUp {
+		w.left[pool] = time.Now()
 	}
 }
 
+// any reports whether an ADD waits, or did so a moment ago and got nothing.
 func (w *waits) any(pool string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.n[pool] > 0
+	left, gaveUp := w.left[pool]
+	return w.n[pool] > 0 || gaveUp && time.Since(left) < lasting
 }
 
 // unanswered makes what is none of the errors for people one of a registry that
 // does not answer.
 func unanswered(err error) error {
 	var coded interface{ CNICode() uint }
-	if err == nil || errors.As(err, &coded) || passes(err) {
+	if err == nil || errors.As(err, &coded) || passes(err) || errors.Is(err, registry.ErrDeleting) {
 		return err
 	}
 	return &AwayError{Err: err}

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
 )
 
@@ -28,6 +29,21 @@ func (c *Cluster) Look(ctx context.Context, f func(*registry.View, lease.Node)) 
 	}
 	f(c.view, c.node.Node)
 	return nil
+}
+
+// spares reports whether this node may have something to give of one of some
+// pools. Most nodes have not, and where many ask at once each flag would be a
+// round for all.
+func (c *Cluster) spares(pools map[string]bool) (some bool) {
+	for pool := range pools {
+		err := c.conf.Ledger.With(func(l *ledger.Ledger) error {
+			spares, err := l.Spares(pool, 1)
+			some = some || len(spares) > 0
+			return err
+		})
+		some = some || err != nil // the round says what is wrong
+	}
+	return some
 }
 
 func ring(bell chan struct{}) {

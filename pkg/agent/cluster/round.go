@@ -158,14 +158,27 @@ func prune(l *ledger.Ledger, v *registry.View) error {
 	return nil
 }
 
-// lowerLocked takes down flags for which no ADD waits any more.
+// lowerLocked takes down flags for which no ADD waits any more, and what stands in
+// their place and is nobody's.
 func (c *Cluster) lowerLocked(ctx context.Context, t *leases.Trader) error {
-	for _, p := range c.view.Pools {
-		_, up := c.view.Wants[p.Value.UUID][c.node.Node]
-		if up && !c.waits.any(p.Value.Name) {
-			if err := t.LetGo(ctx, c.view, p.Value); err != nil {
-				return err
-			}
+	for key, why := range c.view.Unread {
+		if !errors.Is(why, registry.ErrUnbound) {
+			continue
+		}
+		if err := t.Registry.Drop(ctx, key); err != nil {
+			return err
+		}
+	}
+	for pool, wants := range c.view.Wants {
+		if _, up := wants[c.node.Node]; !up {
+			continue
+		}
+		// The flag outlives its pool.
+		if p, known := c.view.Pool(pool); known && c.waits.any(p.Value.Name) {
+			continue
+		}
+		if err := t.LetGo(ctx, c.view, pool); err != nil {
+			return err
 		}
 	}
 	return nil

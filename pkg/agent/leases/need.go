@@ -5,11 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
+)
+
+const (
+	// answerTime is how long an answer takes at most, from when the flag is taken
+	// down until the address is seen here.
+	answerTime = 3 * time.Second
+	// lookEvery is how often a node looks whether its flag is up: where many start
+	// at once the watch tells of that late.
+	lookEvery = time.Second
+	// crowded is after how many more refused swaps all records of the pool are
+	// read again: what is known of them is old, and to find that out one by one
+	// takes everybody longer.
+	crowded = 2
 )
 
 // HolderError is returned when a sticky owner waits for an address that it still
@@ -50,11 +64,17 @@ func (t *Trader) Need(ctx context.Context, v *registry.View, p record.Pool, set 
 	if own || err != nil {
 		return own, err
 	}
+	if r := t.refused[p.UUID]; r.swaps-r.reread >= crowded {
+		if err := t.Registry.Refresh(ctx, v, p.UUID); err != nil {
+			return false, err
+		}
+		t.refused[p.UUID] = refused{r.swaps, r.swaps}
+	}
 	full, err := noRoom(v, p, set)
 	if err != nil {
 		return false, err
 	}
-	search, err := v.Search(p, set, lease.Search{Node: me, Key: owner, Now: t.now(), Waiting: true, Full: full != nil, Attempt: t.refused[p.UUID]})
+	search, err := v.Search(p, set, lease.Search{Node: me, Key: owner, Now: t.now(), Waiting: true, Full: full != nil, Attempt: t.refused[p.UUID].swaps})
 	if err != nil {
 		return false, err
 	}
@@ -113,7 +133,7 @@ func (t *Trader) Fetch(ctx context.Context, v *registry.View, p record.Pool, a n
 	if err != nil {
 		return false, err
 	}
-	put(v, p, s)
+	v.Learn(p.UUID, s)
 	goal, more := lease.Goal{}, 1
 	e, given := s.Block.Given[a]
 	switch {
@@ -164,17 +184,53 @@ func (t *Trader) Settle(ctx context.Context, v *registry.View, p record.Pool) er
 	return t.tend(ctx, v, p, me)
 }
 
+// asked is the flag that this node has raised, when it looked whether that is up,
+// and since when it is not.
+type asked struct {
+	lease.Want
+	looked, taken time.Time
+}
+
 // ask raises the flag for this node, and again when the last one was answered,
-// and what came of it is used up, or was for another range set.
+// and what came of it is used up, or was for another range set. One that somebody
+// took down is about to be answered.
 func (t *Trader) ask(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node) error {
 	blocks := v.SeenOf(p, set)
 	w, up := v.Wants[p.UUID][me]
-	if up && w.Set == set && !w.Answered(blocks) {
-		return nil
-	}
-	if up {
-		if err := t.LetGo(ctx, v, p); err != nil {
+	last, raised := t.asked[p.UUID]
+	switch {
+	case up && w.Set == set && !w.Answered(blocks):
+		if !raised || t.now().Sub(last.looked).Abs() < lookEvery {
+			return nil
+		}
+		up, err := t.Registry.Raised(ctx, p.UUID, w)
+		if err != nil {
 			return err
+		}
+		last.looked = t.now()
+		t.asked[p.UUID] = last
+		if up {
+			return nil
+		}
+		delete(v.Wants[p.UUID], me)
+		return t.Registry.Refresh(ctx, v, p.UUID)
+	case up:
+		if err := t.LetGo(ctx, v, p.UUID); err != nil {
+			return err
+		}
+	case raised && last.Set == set && !last.Answered(blocks):
+		if last.taken.IsZero() {
+			last.taken = t.now()
+			t.asked[p.UUID] = last
+		}
+		if t.now().Sub(last.taken).Abs() < answerTime {
+			return nil
+		}
+		if err := t.Registry.Refresh(ctx, v, p.UUID); err != nil {
+			return err
+		}
+		if blocks = v.SeenOf(p, set); last.Answered(blocks) {
+			return nil
 		}
 	}
 	have := 0
@@ -184,22 +240,27 @@ func (t *Trader) ask(ctx context.Context, v *registry.View, p record.Pool, set i
 	// Refused or not, one is up then.
 	a := t.Registry.Raise(ctx, t.Session, p.UUID, me, set, have)
 	if a.Outcome == registry.Applied {
+		if t.asked == nil {
+			t.asked = map[string]asked{}
+		}
 		if v.Wants[p.UUID] == nil {
 			v.Wants[p.UUID] = map[lease.Node]lease.Want{}
 		}
-		v.Wants[p.UUID][me] = lease.Want{Node: me, Set: set, Have: have, Rev: a.Rev}
+		w = lease.Want{Node: me, Set: set, Have: have, Rev: a.Rev}
+		v.Wants[p.UUID][me], t.asked[p.UUID] = w, asked{Want: w, looked: t.now()}
 	}
 	return a.Err
 }
 
-// LetGo takes down the flag that Need may have raised.
-func (t *Trader) LetGo(ctx context.Context, v *registry.View, p record.Pool) error {
+// LetGo takes down the flag that Need may have raised for a pool, by its UUID.
+func (t *Trader) LetGo(ctx context.Context, v *registry.View, pool string) error {
 	me, err := t.Ledger.Node()
 	if err != nil {
 		return err
 	}
-	delete(v.Wants[p.UUID], me)
-	return t.Registry.Lower(ctx, p.UUID, me)
+	delete(v.Wants[pool], me)
+	delete(t.asked, pool)
+	return t.Registry.Lower(ctx, pool, me)
 }
 
 // freeIn reports whether an owner can be given something of a range set on this

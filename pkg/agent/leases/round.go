@@ -28,6 +28,7 @@ type memory struct {
 	// flags have when they were seen first; used and attached, when the block or
 	// the pool was in use last.
 	flags    map[string]map[flag]time.Time // by pool
+	asked    map[string]asked              // by pool
 	used     map[netip.Prefix]time.Time
 	attached map[string]time.Time
 }
@@ -94,18 +95,8 @@ func (t *Trader) unread(v *registry.View) ([]ipam.Pool, error) {
 // to takes all steps towards a goal for a block.
 func (t *Trader) to(ctx context.Context, v *registry.View, p record.Pool, cidr netip.Prefix, g lease.Goal) error {
 	s, err := t.drive(ctx, p, seen(v, p.UUID, cidr), g)
-	put(v, p, s)
+	v.Learn(p.UUID, s)
 	return err
-}
-
-func put(v *registry.View, p record.Pool, s lease.Seen) {
-	if s.Rev == 0 {
-		return
-	}
-	if v.Blocks[p.UUID] == nil {
-		v.Blocks[p.UUID] = map[netip.Prefix]lease.Seen{}
-	}
-	v.Blocks[p.UUID][s.Block.CIDR] = s
 }
 
 // tend brings to an end what was begun, and notes who uses what as a sticky
@@ -159,7 +150,7 @@ func (t *Trader) confirm(ctx context.Context, v *registry.View, pools []record.P
 					break
 				}
 			}
-			put(v, p, s)
+			v.Learn(p.UUID, s)
 			if s.Block.Names(me) && s.Rev == rev {
 				return fmt.Errorf("block %s: %w", cidr, errBusy)
 			}
@@ -259,7 +250,7 @@ func share(v *registry.View, p record.Pool, set int) float64 {
 
 // more leases ahead: nobody waits, so nobody is asked.
 func (t *Trader) more(ctx context.Context, v *registry.View, p record.Pool, set int, me lease.Node) error {
-	search, err := v.Search(p, set, lease.Search{Node: me, Now: t.now(), Attempt: t.refused[p.UUID]})
+	search, err := v.Search(p, set, lease.Search{Node: me, Now: t.now(), Attempt: t.refused[p.UUID].swaps})
 	if err != nil {
 		return err
 	}

@@ -72,7 +72,7 @@ func (n *node) letGo() error {
 	if err != nil {
 		return err
 	}
-	return n.LetGo(n.c.t.Context(), v, n.c.pool)
+	return n.LetGo(n.c.t.Context(), v, n.c.pool.UUID)
 }
 
 func (n *node) release(id string) {

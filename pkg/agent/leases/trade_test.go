@@ -43,7 +43,7 @@ func (n *node) add(owner string) bool {
 	if n.tend() {
 		return false
 	}
-	search, err := n.view.Search(n.c.pool, 0, lease.Search{Node: n.id, Key: owner, Now: n.c.now, Waiting: true, Attempt: n.refused[n.c.pool.UUID]})
+	search, err := n.view.Search(n.c.pool, 0, lease.Search{Node: n.id, Key: owner, Now: n.c.now, Waiting: true, Attempt: n.refused[n.c.pool.UUID].swaps})
 	if err != nil {
 		n.c.t.Fatal(err)
 	}

@@ -49,12 +49,15 @@ type Trader struct {
 	// and what it had of the block before.
 	Learned func(pool record.Pool, before lease.Book, s lease.Seen)
 
-	// refused counts swaps refused in a row, by pool.
-	refused map[string]int
+	refused map[string]refused // by pool
 	// closed is why what was learned last is not to be used.
 	closed error
 	memory
 }
+
+// refused counts swaps refused in a row, and how many it were when the records of
+// the pool were read again.
+type refused struct{ swaps, reread int }
 
 func (t *Trader) now() time.Time {
 	if t.Now != nil {
@@ -96,9 +99,10 @@ func (t *Trader) act(ctx context.Context, p record.Pool, s lease.Seen, g lease.G
 			return sent, true, nil
 		}
 		if t.refused == nil {
-			t.refused = map[string]int{}
+			t.refused = map[string]refused{}
 		}
-		t.refused[p.UUID]++
+		r := t.refused[p.UUID]
+		t.refused[p.UUID] = refused{r.swaps + 1, r.reread}
 		err = lease.ErrMoved
 	case lease.Reread:
 		err = lease.ErrMoved
@@ -114,14 +118,17 @@ func (t *Trader) act(ctx context.Context, p record.Pool, s lease.Seen, g lease.G
 // learn takes a record into the ledger. Whether the pool is open is judged by
 // what the registry held at the record's revision or later.
 func (t *Trader) learn(ctx context.Context, p record.Pool, before lease.Book, s lease.Seen) error {
-	closed, err := t.Registry.Admit(ctx, p.Name, p.UUID, s.Rev)
-	if err != nil {
-		return err
+	open := gains(before, s)
+	if open {
+		closed, err := t.Registry.Admit(ctx, p.Name, p.UUID, s.Rev)
+		if err != nil {
+			return err
+		}
+		if closed != nil {
+			t.closed, open = closed, false
+		}
 	}
-	if closed != nil {
-		t.closed = closed
-	}
-	lost, err := t.Ledger.Learn(p.UUID, s, closed == nil)
+	lost, err := t.Ledger.Learn(p.UUID, s, open)
 	if err == nil && len(lost) > 0 && t.Lost != nil {
 		t.Lost(p, lost)
 	}
@@ -129,6 +136,19 @@ func (t *Trader) learn(ctx context.Context, p record.Pool, before lease.Book, s 
 		t.Learned(p, before, s)
 	}
 	return err
+}
+
+// gains reports whether a record brings the node an address.
+func gains(b lease.Book, s lease.Seen) (some bool) {
+	if !s.Block.Names(b.Node) {
+		return false
+	}
+	s.Block.Addrs(func(a netip.Addr) bool {
+		_, known := b.Marks[a]
+		some = !known && s.Block.Has(b.Node, a)
+		return !some
+	})
+	return some
 }
 
 // drive takes all steps towards a goal. What it was to get and may not have, since
