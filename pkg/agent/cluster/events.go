@@ -159,9 +159,6 @@ func (c *Cluster) tellLearned(p record.Pool, before lease.Book, s lease.Seen) {
 	if leased > 0 {
 		tell(api.BlockLeased, "", fmt.Sprintf("leased a block, with %d addresses", leased))
 	}
-	if leased+returned > 0 {
-		ring(c.peers) // the watch brings what the view has already, which is no news
-	}
 	if returned > 0 {
 		tell(api.BlockReturned, "", fmt.Sprintf("returned a block, with %d addresses", returned))
 	}
