@@ -66,8 +66,8 @@ unreachable 2001:db8:5::40/122 dev lo metric 1048576
 	// Packets go both ways, and what no container has is answered.
 	n1.ip("addr add 10.5.0.5/32 dev lo\naddr add 2001:db8:5::5/128 dev lo nodad")
 	n2.ip("addr add 10.5.0.65/32 dev lo\naddr add 2001:db8:5::45/128 dev lo nodad")
-	netnstest.Run(t, n1.ns, "ping", "-c1", "-W2", "-I", "10.5.0.5", "10.5.0.65")
-	netnstest.Run(t, n1.ns, "ping", "-c1", "-W2", "-I", "2001:db8:5::5", "2001:db8:5::45")
+	netnstest.Run(t, n1.ns, "ping", "-n", "-c", "1", "-i", "0.2", "-w", "10", "-I", "10.5.0.5", "10.5.0.65")
+	netnstest.Run(t, n1.ns, "ping", "-n", "-c", "1", "-i", "0.2", "-w", "10", "-I", "2001:db8:5::5", "2001:db8:5::45")
 	var lines []string
 	for _, p := range n1.Peers("pods") {
 		lines = append(lines, strings.Join([]string{p.Name, p.Address.String(), p.Dev, string(p.State), p.Reason}, " "))
