@@ -134,14 +134,23 @@ func (r Registry) FollowSegment(ctx context.Context, vni int, pause func(ctx con
 	}
 }
 
-// PutSegment writes a node's own part in a segment, unless it is there.
+// PutSegment writes a node's own part in a segment, unless it is there. That the
+// node may have one is written before.
 func (r Registry) PutSegment(ctx context.Context, s record.Segment) error {
 	value := record.EncodeSegment(s)
 	if _, err := record.DecodeSegment(value); err != nil {
 		return err
 	}
 	err := r.edit(ctx, record.SegmentKey(s.VNI, s.Node), func(i Item) ([]byte, error) {
-		if i.Rev != 0 && bytes.Equal(i.Value, value) {
+		if i.Rev == 0 {
+			return value, r.edit(ctx, record.MemberKey(s.Node, s.VNI), func(i Item) ([]byte, error) {
+				if i.Rev != 0 {
+					return nil, nil
+				}
+				return []byte("{}"), nil
+			})
+		}
+		if bytes.Equal(i.Value, value) {
 			return nil, nil
 		}
 		return value, nil
@@ -155,23 +164,37 @@ func (r Registry) PutSegment(ctx context.Context, s record.Segment) error {
 // DeleteSegment withdraws a node's part in a segment: its own, or that of one that
 // was removed. That it is not there is no error.
 func (r Registry) DeleteSegment(ctx context.Context, vni int, n lease.Node) error {
-	if err := r.remove(ctx, record.SegmentKey(vni, n)); err != nil {
+	err := r.remove(ctx, record.SegmentKey(vni, n))
+	if err == nil {
+		err = r.remove(ctx, record.MemberKey(n, vni))
+	}
+	if err != nil {
 		return fmt.Errorf("withdraw node %s from the segment of VNI %d: %w", n, vni, err)
 	}
 	return nil
 }
 
+// SegmentsOf lists the VNIs that a node may have a part in.
+func (r Registry) SegmentsOf(ctx context.Context, n lease.Node) (vnis []int, err error) {
+	l, err := r.Store.List(ctx, record.MemberKeys(n))
+	if err != nil {
+		return nil, fmt.Errorf("list the segments of node %s: %w", n, err)
+	}
+	for _, i := range l.Items {
+		if _, vni, ok := record.ParseMemberKey(i.Key); ok {
+			vnis = append(vnis, vni)
+		}
+	}
+	slices.Sort(vnis)
+	return vnis, nil
+}
+
 // leaveSegments withdraws a removed node from all that it was in.
 func (r Registry) leaveSegments(ctx context.Context, n lease.Node) error {
-	l, err := r.Store.List(ctx, record.SegmentFolder)
-	if err != nil {
-		return fmt.Errorf("list the segments: %w", err)
-	}
-	var errs []error
-	for _, i := range l.Items {
-		if vni, node, ok := record.ParseSegmentKey(i.Key); ok && node == n {
-			errs = append(errs, r.DeleteSegment(ctx, vni, n))
-		}
+	vnis, err := r.SegmentsOf(ctx, n)
+	errs := []error{err}
+	for _, vni := range vnis {
+		errs = append(errs, r.DeleteSegment(ctx, vni, n))
 	}
 	return errors.Join(errs...)
 }

@@ -18,6 +18,11 @@ import (
 // containers that come and go in one segment no other hears.
 const SegmentFolder = "/underlay/segment/v1/"
 
+// MemberFolder has, by node, the VNIs that it may have a part in, without a value
+// that says anything: what a node has left behind is found without a look at what
+// all others have.
+const MemberFolder = "/underlay/member/v1/"
+
 // MaxVNI is the highest VNI.
 const MaxVNI = 1<<24 - 1
 
@@ -59,6 +64,19 @@ func ParseSegmentKey(key string) (vni int, n lease.Node, ok bool) {
 	vni, err := strconv.Atoi(text)
 	n = lease.Node(node)
 	return vni, n, err == nil && vni >= 1 && vni <= MaxVNI && SegmentKey(vni, n) == key
+}
+
+// MemberKeys is the folder of a node's VNIs.
+func MemberKeys(n lease.Node) string { return MemberFolder + string(n) + "/" }
+
+// MemberKey is the key that says that a node may have a part in a VNI.
+func MemberKey(n lease.Node, vni int) string { return fmt.Sprint(MemberKeys(n), vni) }
+
+// ParseMemberKey is the inverse of MemberKey.
+func ParseMemberKey(key string) (n lease.Node, vni int, ok bool) {
+	node, text, _ := strings.Cut(strings.TrimPrefix(key, MemberFolder), "/")
+	vni, n, ok = ParseSegmentKey(SegmentFolder + text + "/" + node)
+	return n, vni, ok && strings.HasPrefix(key, MemberFolder)
 }
 
 // EncodeSegment returns the form of a node's part in a segment.

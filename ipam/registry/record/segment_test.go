@@ -73,6 +73,15 @@ func TestSegmentKey(t *testing.T) {
 	if strings.HasPrefix(key, record.Prefix) || !strings.HasPrefix(key, record.SegmentKeys(5001)) || strings.HasPrefix(key, record.SegmentKeys(500)) {
 		t.Errorf("%s is in another folder", key)
 	}
+	member := record.MemberKey(n1, 5001)
+	if node, vni, ok := record.ParseMemberKey(member); !ok || vni != 5001 || node != n1 || !strings.HasPrefix(member, record.MemberKeys(n1)) {
+		t.Errorf("%s: %d, %s, %v", member, vni, node, ok)
+	}
+	for _, key := range []string{"", record.MemberFolder, record.MemberFolder + n1, record.MemberFolder + n1 + "/", record.MemberFolder + n1 + "/07", n1 + "/7", record.MemberFolder + "n1/7"} {
+		if node, vni, ok := record.ParseMemberKey(key); ok {
+			t.Errorf("%q is of %d and %s", key, vni, node)
+		}
+	}
 	for _, key := range []string{
 		"", record.SegmentFolder, record.SegmentFolder + "7", record.SegmentFolder + "7/n1", record.SegmentFolder + "07/" + n1, record.SegmentFolder + "0/" + n1,
 		record.SegmentFolder + "16777216/" + n1, record.SegmentFolder + "+7/" + n1, "7/" + n1, record.SegmentFolder + "7/" + n1 + "/x",
