@@ -15,6 +15,9 @@ func (c *Cluster) Stir() { ring(c.dirty) }
 // than before.
 func (c *Cluster) Peers() <-chan struct{} { return c.peers }
 
+// Members has a value when Peers has one: who takes the one leaves the other.
+func (c *Cluster) Members() <-chan struct{} { return c.members }
+
 // Look calls f with what the registry holds, and which node this is. F keeps
 // nothing of it and changes nothing. While the registry is not followed, the
 // error is that of Away.

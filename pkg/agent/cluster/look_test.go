@@ -74,9 +74,15 @@ func TestLook(t *testing.T) {
 		time.Sleep(time.Second)
 		heard := func() bool {
 			time.Sleep(time.Second)
+			other := false
+			select {
+			case <-n.Members():
+				other = true
+			default:
+			}
 			select {
 			case <-n.Peers():
-				return true
+				return other
 			default:
 				return false
 			}
