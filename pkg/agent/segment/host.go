@@ -3,7 +3,6 @@ package segment
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"sync"
 
 	"github.com/underlay-cni/underlay/pkg/hostnet"
@@ -63,51 +62,24 @@ func (h *realHost) Build(vni, port int, parent string) (s vxlan.Segment, err err
 		return s, err
 	}
 	defer l.Close()
-	if s, err = segmentOf(l, parent, vni, port); err != nil {
+	if s, err = vxlan.SegmentOf(l, parent, vni, port); err != nil {
 		return s, err
 	}
 	p, err := l.ByName(parent)
 	if err != nil {
 		return s, err
 	}
+	// A lower one than the parent leaves may be what a configuration asks for, but
+	// not if it is what the parent has left so far.
 	most := vxlan.MTU(p.MTU, s.Local)
-	if s.MTU == 0 {
+	if s.MTU < most && s.MTU == h.most[vni] {
 		s.MTU = most
-		// A lower one may be what a configuration asks for, if the parent does not
-		// allow more than before.
-		if d, err := l.ByName(vxlan.Name(vni)); err == nil && d.MTU < most && d.MTU != h.most[vni] {
-			s.MTU = d.MTU
-		}
 	}
 	_, err = s.Apply(h.ns)
 	if err == nil {
 		h.most[vni] = most
 	}
 	return s, err
-}
-
-// segmentOf is the segment as this host has it.
-func segmentOf(l *link.Handle, parent string, vni, port int) (s vxlan.Segment, err error) {
-	p, err := l.ByName(parent)
-	if err != nil {
-		return s, err
-	}
-	addrs, err := l.Addrs(p.Index)
-	if err != nil {
-		return s, err
-	}
-	var local netip.Addr
-	for _, a := range addrs {
-		if a.Addr().IsGlobalUnicast() && (!local.IsValid() || local.Is6() && a.Addr().Is4()) {
-			local = a.Addr()
-		}
-	}
-	if !local.IsValid() {
-		return s, fmt.Errorf("parent %q has no address that other hosts could reach it by", parent)
-	}
-	return vxlan.Segment{Device: vxlan.Device{
-		VNI: vni, Port: port, Parent: parent, Local: local, MAC: vxlan.MAC(local.String(), fmt.Sprint("segment/", vni)),
-	}}, nil
 }
 
 // Remove implements Host.

@@ -13,6 +13,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/pkg/flock"
+	"github.com/underlay-cni/underlay/pkg/vxlan"
 )
 
 // endedFor is how long what a segment was is remembered: its plugin removes it, or
@@ -153,11 +154,13 @@ func (t *Task) locked(ctx context.Context, w want, vni int, f func(used bool) er
 	if t.conf.RunDir != "" {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
-		unlock, err := flock.Parent(ctx, t.conf.RunDir, w.lock)
-		if err != nil {
-			return err
+		for _, name := range []string{w.lock, vxlan.LegName(vni)} { // in this order, as plugins do
+			unlock, err := flock.Parent(ctx, t.conf.RunDir, name)
+			if err != nil {
+				return err
+			}
+			defer unlock()
 		}
-		defer unlock()
 	}
 	used := false
 	err := t.conf.Ledger.With(func(l *ledger.Ledger) error {
