@@ -96,8 +96,9 @@ func (p *part) build(ctx context.Context) error {
 	w, before := p.want, p.built
 	p.mu.Unlock()
 	var built vxlan.Segment
-	err := p.t.locked(ctx, w, p.vni, func(used bool) (err error) {
-		if !used {
+	err := p.t.locked(ctx, w, p.vni, func(used bool, unknown error) (err error) {
+		// While nobody can tell, it is kept.
+		if !used && unknown == nil {
 			return errUnused
 		}
 		built, err = p.t.host.Build(p.vni, w.port, w.parent)

@@ -122,9 +122,9 @@ func (t *Task) tidy(ctx context.Context) error {
 	t.mu.Unlock()
 	var errs []error
 	for _, vni := range slices.Sorted(maps.Keys(all)) {
-		err := t.locked(ctx, all[vni].want, vni, func(used bool) error {
-			if used {
-				return nil
+		err := t.locked(ctx, all[vni].want, vni, func(used bool, err error) error {
+			if used || err != nil {
+				return err
 			}
 			return t.host.Remove(vni)
 		})
@@ -148,9 +148,9 @@ func (t *Task) tidy(ctx context.Context) error {
 // errUnused is why a segment is not made.
 var errUnused = errors.New("no attachment uses the segment any more")
 
-// locked runs f, with whether anybody uses the segment, while no plugin makes or
-// removes it.
-func (t *Task) locked(ctx context.Context, w want, vni int, f func(used bool) error) error {
+// locked runs f, with whether anybody uses the segment, or why that is not known,
+// while no plugin makes or removes it.
+func (t *Task) locked(ctx context.Context, w want, vni int, f func(used bool, err error) error) error {
 	if t.conf.RunDir != "" {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
@@ -168,10 +168,7 @@ func (t *Task) locked(ctx context.Context, w want, vni int, f func(used bool) er
 		used = len(users) > 0
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	return f(used)
+	return f(used, err)
 }
 
 // repairs makes what is missing of the segments on this host, when its links or
