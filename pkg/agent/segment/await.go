@@ -8,7 +8,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 )
 
-// attachPatience is how long an ADD waits to learn of networks.
+// attachPatience is how long an ADD waits to learn of networks where it has to.
 const attachPatience = time.Second
 
 // Await says why an attachment cannot be in the segment that it is to be in: the
@@ -18,13 +18,16 @@ func (t *Task) Await(ctx context.Context, u ipam.Uses) error {
 	if t.conf.Cluster == nil || u.Segment.Port == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, attachPatience)
-	defer cancel()
-	now, err := t.look(ctx)
-	if err != nil {
-		now = t.stands()
-	}
+	// What is known is as new as the registry's watch, and nearly always enough.
+	now := t.stands()
 	name, taken := now.networks[u.Segment.VNI]
+	if taken || now.me == "" {
+		ctx, cancel := context.WithTimeout(ctx, attachPatience)
+		defer cancel()
+		if fresh, err := t.look(ctx); err == nil {
+			name, taken = fresh.networks[u.Segment.VNI]
+		}
+	}
 	if !taken {
 		return nil
 	}

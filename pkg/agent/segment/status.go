@@ -2,6 +2,7 @@ package segment
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -108,6 +109,9 @@ func (s status) segment() api.Segment {
 		if err != nil && !errors.Is(err, errPending) {
 			parts = append(parts, strings.ReplaceAll(err.Error(), "\n", "; "))
 		}
+	}
+	if name, taken := s.t.stands().networks[s.vni]; taken {
+		parts = append(parts, fmt.Sprintf("network %q has this VNI too; give one of them another", name))
 	}
 	if s.alone {
 		parts = append(parts, `the agent has no registry, so nothing is known of other nodes`)

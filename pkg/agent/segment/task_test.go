@@ -381,7 +381,12 @@ func TestRemovedNode(t *testing.T) {
 func TestAwait(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, d *desk) {
 		n := record.Network{Name: "pods", Pool: "pods", Backend: record.VXLAN, VNI: vni, Port: 4789}
+		put(t, d.ledger, "a", "", made())
+		d.Stir()
 		d.store.Put(record.NetworkFolder+"pods", record.EncodeNetwork(n))
+		d.members <- struct{}{}
+		d.pass(time.Second)
+		d.expect("of one that is there", `network "pods" has this VNI too; give one of them another`, d.Segments()[0].Reason)
 		refused := func(what string) {
 			t.Helper()
 			var field *ipam.FieldError
@@ -389,7 +394,7 @@ func TestAwait(t *testing.T) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-		refused("at once")
+		refused("when it is known")
 		if err := d.Await(t.Context(), in()); err != nil {
 			t.Errorf("who is only in it: %v", err)
 		}
@@ -402,6 +407,11 @@ func TestAwait(t *testing.T) {
 		must(t, registry.Registry{Store: d.store}.DeleteNetwork(t.Context(), "pods"))
 		if err := d.Await(t.Context(), made()); err != nil {
 			t.Errorf("of no network any more: %v", err)
+		}
+		fresh := newDesk(t, func(c *Config) { c.Cluster = d }) // which has not looked yet
+		d.store.Put(record.NetworkFolder+"pods", record.EncodeNetwork(n))
+		if err := fresh.Await(t.Context(), made()); err == nil {
+			t.Error("not refused at once")
 		}
 	})
 }
