@@ -55,7 +55,7 @@ var rooms = []struct {
 	{"ipam/plugin", []string{"pkg/cni", "ipam", "ipam/client"}, "IPAM behind the CNI contract"},
 	{"e2e", []string{"e2e", "e2e/bench/peers", "e2e/crowd", "ipam", "ipam/ledger", "ipam/client", "pkg/agent/api"},
 		"black box: the programs are run, and agents asked as any program may; only the ledger is filled and checked from inside, and the benchmark is many plugins at once"},
-	{"e2e/bench/peers", []string{"pkg/netns", "pkg/reconcile", "pkg/route", "pkg/neigh"},
+	{"e2e/bench/peers", []string{"pkg/netns", "pkg/reconcile", "pkg/route", "pkg/neigh", "pkg/vxlan"},
 		"how fast the kernel's tables fill is measured at their doors, without an agent"},
 	{"e2e/crowd", []string{"ipam", "ipam/ledger", "ipam/lease", "ipam/registry", "ipam/registry/record", "pkg/agent"},
 		"a thousand agents fit into one machine only as tasks of one process"},
