@@ -195,4 +195,3 @@ func inBubble(t *testing.T, change func(*Config), f func(t *testing.T, d *desk))
 		f(t, d)
 	})
 }
-

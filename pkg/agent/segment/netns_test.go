@@ -142,6 +142,26 @@ func (b *bed) published() (out string) {
 	return strings.Join(lines, "\n")
 }
 
+// TestOverIPv6: hosts that have no other addresses reach each other by IPv6.
+func TestOverIPv6(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	one, two := b.host(), b.host()
+	for i, h := range b.hosts {
+		h.ip(fmt.Sprintf("addr flush dev eth1\naddr add 2001:db8::%d/64 dev eth1 nodad", i+1))
+		h.start()
+	}
+	c1 := one.add("a", mac1, addr1, addr1of6)
+	two.add("b", mac2, addr2, addr2of6)
+	await(t, "entries", strings.ReplaceAll(both(1), "dst 192.0.2.2 ", "dst 2001:db8::2 "), one.entries)
+	for _, a := range []string{addr2, addr2of6} {
+		ping(t, c1, a, true)
+	}
+	if s := one.Segments(); len(s) != 1 || s[0].MTU != 1430 || s[0].Reason != "" || s[0].VTEP.String() != "2001:db8::1" {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestRestart: an agent that comes again, without the registry too, leaves what is
 // there, and makes up for what has changed.
 func TestRestart(t *testing.T) {
