@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -276,8 +278,8 @@ func (p *part) seen(m *registry.Members) {
 	p.keep.ring()
 	p.publish.ring()
 	var odd error
-	for key, why := range m.Unread {
-		odd = errors.Join(odd, fmt.Errorf("%s: %w", key, why))
+	for _, key := range slices.Sorted(maps.Keys(m.Unread)) {
+		odd = errors.Join(odd, fmt.Errorf("%s: %w", key, m.Unread[key]))
 	}
 	p.tell("records of a segment are skipped; what they said before holds", odd)
 }
