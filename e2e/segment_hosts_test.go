@@ -1,7 +1,10 @@
 package e2e_test
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -23,10 +26,15 @@ const (
 // tenant's pool.
 func (m *member) inSegment(tenant string, vni int, name string) *attachment {
 	m.t.Helper()
-	conf := chain(m.t, tenant, merged(segment(vni, nil), keys{"dataDir": m.DataDir, "runDir": m.RunDir}), keys{
+	return attach(m.t, m.Host, name, m.tenant(tenant, vni))
+}
+
+// tenant is the configuration of a tenant's segment.
+func (m *member) tenant(tenant string, vni int) string {
+	m.t.Helper()
+	return chain(m.t, tenant, merged(segment(vni, nil), keys{"dataDir": m.DataDir, "runDir": m.RunDir}), keys{
 		"type": "macvlan", "mode": "bridge", "dataDir": m.DataDir, "runDir": m.RunDir, "ipam": keys{"type": "underlay", "pool": tenant},
 	})
-	return attach(m.t, m.Host, name, conf)
 }
 
 // vxlanARP is what is asked for in VXLAN on the hosts' segment, of the addresses of
@@ -132,4 +140,30 @@ func TestSegmentOverHosts(t *testing.T) {
 		wantSegments(t, m.Host)
 		eventually(t, "no segments of "+m.Name, func() bool { return !strings.Contains(ctl(t, m.Host, "segment", "list"), "500") })
 	}
+}
+
+// TestSegmentOrNetwork: one VNI is either a segment's or a network's, whichever was
+// first.
+func TestSegmentOrNetwork(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	c.pool(redPool)
+	c.pool(podPool)
+	h := c.hosts[0]
+	r := h.inSegment("red", 5001, "r1")
+	eventually(t, "published", func() bool { return strings.Contains(ctl(t, h.Host, "segment", "list", "-o", "json"), `"published": true`) })
+	file := filepath.Join(t.TempDir(), "network.json")
+	object := `{"version": 1, "name": "pods", "pool": "pods", "backend": "vxlan", "vni": 5001, "port": 4789}`
+	if err := os.WriteFile(file, []byte(object), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := h.Exec(t.Context(), filepath.Join(ours, "underlayctl"), "--run-dir", h.RunDir, "network", "create", file)
+	if said := fmt.Sprint(out, err); err == nil || !strings.Contains(said, `node "h1" has attachments in it`) {
+		t.Errorf("a network with the VNI of a segment: %s", said)
+	}
+	c.network(strings.Replace(object, "5001", "5002", 1))
+	_, rt := container(t, h.Host, "r2")
+	_, err = h.CNI(ours).Add(t.Context(), h.tenant("red", 5002), rt)
+	wantError(t, err, codeConfig, "vni: 5002", `network "pods"`)
+	r.del()
 }
