@@ -36,6 +36,9 @@ func (r *Report) judgeNetwork(judge func(what string, limit float64, atLeast boo
 	if s := r.find(peers.Overlay, peers.Ours, peers.All); s != nil {
 		judge("5,000 peers from cold by VXLAN: seconds until their 15,000 objects are there", 0.6, false, s.MedianMS/1000)
 	}
+	if s := r.find(peers.Tenant, peers.Ours, peers.Endpoints); s != nil {
+		judge("5,000 endpoints of a segment from cold: seconds until their 15,000 entries are there", 0.6, false, s.MedianMS/1000)
+	}
 	for _, back := range []struct{ section, what string }{
 		{peers.Routes, peers.RouteBack}, {peers.Overlay, peers.NeighBack}, {peers.Overlay, peers.FDBBack},
 	} {

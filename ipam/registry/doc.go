@@ -7,6 +7,7 @@
 //     taken for an absent one.
 //   - A view begins with a full list and follows it by watch; a watch that
 //     breaks leads to a new list. What decides anything is read linearizably.
+//   - Who is in a VXLAN segment is followed by those alone who are in it too.
 //   - What only says that a node is alive is kept apart from what it owns, and
 //     nothing is taken from a node because it is silent.
 //

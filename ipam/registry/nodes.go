@@ -143,7 +143,7 @@ func (v *View) named(n lease.Node) map[string][]lease.Seen {
 }
 
 // Sweep takes blocks and addresses from a removed node, each by a swap of its
-// own, and forgets the node when nothing is left. Anybody may call it, and
+// own, and its parts in segments, and forgets the node when nothing is left. Anybody may call it, and
 // again: a late request of the node may bring something back. left counts the
 // blocks that still name it, because others changed them or they cannot be
 // read.
@@ -171,7 +171,7 @@ func (r Registry) Sweep(ctx context.Context, n lease.Node) (left int, err error)
 			}
 		}
 	}
-	if left == 0 {
+	if err = r.leaveSegments(ctx, n); left == 0 && err == nil {
 		err = r.remove(ctx, record.NodeFolder+string(n))
 	}
 	return left, errors.Join(append(errs, err)...)

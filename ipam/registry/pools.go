@@ -325,7 +325,7 @@ func (r Registry) CreateNetwork(ctx context.Context, n record.Network) error {
 }
 
 // PutNetwork makes or changes a network. Its pool must be there, of the same
-// tenant, and its VNI nobody else's.
+// tenant, and its VNI nobody else's, and no segment.
 func (r Registry) PutNetwork(ctx context.Context, n record.Network) error {
 	return r.putNetwork(ctx, n, false)
 }
@@ -354,6 +354,9 @@ func (r Registry) putNetwork(ctx context.Context, n record.Network, create bool)
 			if o.Value.Name != n.Name && n.Backend == record.VXLAN && o.Value.VNI == n.VNI && o.Value.Port == n.Port {
 				return nil, &InUseError{What: fmt.Sprintf("VNI %d on port %d", n.VNI, n.Port), Others: []string{fmt.Sprintf("network %q has it", o.Value.Name)}}
 			}
+		}
+		if err := r.noSegment(ctx, v, n); err != nil {
+			return nil, err
 		}
 		return record.EncodeNetwork(n), nil
 	})

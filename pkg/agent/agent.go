@@ -32,6 +32,7 @@ import (
 	"github.com/underlay-cni/underlay/pkg/agent/containerd"
 	"github.com/underlay-cni/underlay/pkg/agent/event"
 	"github.com/underlay-cni/underlay/pkg/agent/network"
+	"github.com/underlay-cni/underlay/pkg/agent/segment"
 	"github.com/underlay-cni/underlay/pkg/agent/service"
 	"github.com/underlay-cni/underlay/pkg/agent/sweep"
 )
@@ -73,7 +74,11 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	serving := service.Config{Ledger: conf.ledger(), Log: log, Registry: reg, Events: events, Ahead: scout.Used}
+	segments, err := conf.segments(&shelf, member, log, reg)
+	if err != nil {
+		return nil, err
+	}
+	serving := service.Config{Ledger: conf.ledger(), Log: log, Registry: reg, Events: events, Ahead: scout.Used, Segments: segments}
 	if member != nil {
 		serving.Cluster, serving.Networks = member, networks
 	}
@@ -85,7 +90,7 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	a := &Agent{conf: conf, log: log, ready: make(chan struct{})}
 	asked := admin.Config{
 		Node: conf.NodeName, Version: version(), DataDir: conf.DataDir, Socket: filepath.Join(conf.RunDir, admin.SocketName), Group: conf.APIGroup,
-		Ledger: serve, Pending: a.pending, Log: log, Registry: reg, Events: events,
+		Ledger: serve, Pending: a.pending, Log: log, Registry: reg, Events: events, Segments: segments,
 	}
 	if member != nil {
 		asked.Cluster, asked.Networks = member.Client, networks
@@ -94,7 +99,7 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	swept := sweep.Config{Ledger: serve, Log: log, Registry: reg, Events: events}
+	swept := sweep.Config{Ledger: serve, Log: log, Registry: reg, Events: events, Freed: segments.Freed}
 	if conf.Containerd != "" {
 		swept.Containers = containerd.Client{Socket: conf.Containerd}
 	}
@@ -102,7 +107,7 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.tasks = []Task{serve, api, leaks, scout}
+	a.tasks = []Task{serve, api, leaks, scout, segments}
 	if member != nil {
 		a.tasks = append(a.tasks, member, networks)
 	}
@@ -136,6 +141,16 @@ func (c *Config) member(s *shelf, events *event.Log, log *slog.Logger, reg *prom
 		Parents: c.Parents, Networks: c.Networks, FixForwardDrop: c.FixForwardDrop,
 	})
 	return member, networks, err
+}
+
+// segments makes the task of the VXLAN segments that plugins make on this node,
+// which has peers in them as a member of a cluster.
+func (c *Config) segments(s *shelf, member *cluster.Cluster, log *slog.Logger, reg *prometheus.Registry) (*segment.Task, error) {
+	conf := segment.Config{Ledger: s, Node: c.NodeName, Log: log, Registry: reg, RunDir: c.RunDir}
+	if member != nil {
+		conf.Cluster = member
+	}
+	return segment.New(conf)
 }
 
 func (c *Config) ledger() ledger.Options { return client.New(c.DataDir, c.RunDir).Options() }

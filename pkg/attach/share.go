@@ -4,11 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -328,21 +325,7 @@ func (a *adder) reach(ctx context.Context) error {
 // lockParent keeps other processes from making or removing what is shared on
 // a parent until unlock.
 func lockParent(ctx context.Context, c *client.Client, parent string) (unlock func(), err error) {
-	dir := c.Options().RunDir
-	// After a reboot a DEL may be the first to come.
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	path := filepath.Join(dir, "parent-"+parent+".lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := flock.Lock(ctx, int(f.Fd()), false); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %q: %w", path, err)
-	}
-	return func() { f.Close() }, nil
+	return flock.Parent(ctx, c.Options().RunDir, parent)
 }
 
 // Lock keeps other processes from making or removing what attachments share

@@ -6,6 +6,9 @@ package flock
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,4 +55,23 @@ func call(fd, how int) error {
 			return err
 		}
 	}
+}
+
+// Parent keeps other processes from making or removing what is shared on a parent
+// of a name until unlock. The lock is a file in runDir.
+func Parent(ctx context.Context, runDir, name string) (unlock func(), err error) {
+	// After a reboot a DEL may be the first to come.
+	if err := os.MkdirAll(runDir, 0o755); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(runDir, "parent-"+name+".lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := Lock(ctx, int(f.Fd()), false); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %q: %w", path, err)
+	}
+	return func() { f.Close() }, nil
 }

@@ -62,3 +62,29 @@ func TestShared(t *testing.T) {
 		t.Fatalf("exclusive lock beside shared ones: %v, want the deadline", err)
 	}
 }
+
+// TestParent: who has the lock of one parent keeps out who wants that one.
+func TestParent(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "run")
+	unlock, err := Parent(t.Context(), dir, "eth1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := Parent(t.Context(), dir, "eth2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other()
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := Parent(short, dir, "eth1"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while it is held: %v", err)
+	}
+	unlock()
+	again, err := Parent(t.Context(), dir, "eth1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}

@@ -237,11 +237,19 @@ func (s Segment) join(h *netlink.Handle) (made string, err error) {
 	if err != nil || device == nil {
 		return "", errors.Join(err, link.ErrNotFound)
 	}
-	if err := h.LinkSetBrNeighSuppress(device, true); err != nil {
-		return "", fmt.Errorf("have the bridge answer for %s: %w", Name(s.VNI), err)
+	// What is as it should be is left alone: who hears that the bridge has another
+	// setting looks at all again.
+	have, err := h.LinkGetProtinfo(device)
+	known := err == nil
+	if !known || !have.NeighSuppress {
+		if err := h.LinkSetBrNeighSuppress(device, true); err != nil {
+			return "", fmt.Errorf("have the bridge answer for %s: %w", Name(s.VNI), err)
+		}
 	}
-	if err := h.LinkSetLearning(device, false); err != nil {
-		return "", fmt.Errorf("have the bridge learn nothing from %s: %w", Name(s.VNI), err)
+	if !known || have.Learning {
+		if err := h.LinkSetLearning(device, false); err != nil {
+			return "", fmt.Errorf("have the bridge learn nothing from %s: %w", Name(s.VNI), err)
+		}
 	}
 	return "", nil
 }

@@ -1,13 +1,16 @@
 package vxlan
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/underlay-cni/underlay/pkg/hostnet"
 	"github.com/underlay-cni/underlay/pkg/neigh"
 	"github.com/underlay-cni/underlay/pkg/netns"
 	"github.com/underlay-cni/underlay/pkg/netns/netnstest"
@@ -63,6 +66,56 @@ func TestSegment(t *testing.T) {
 	}
 	if links := netnstest.Run(t, n, "ip", "-o", "link"); strings.Contains(links, "vx7") || strings.Contains(links, "br7") {
 		t.Errorf("left of what failed:\n%s", links)
+	}
+}
+
+// TestSegmentQuiet: who makes a segment as it is already has nobody look again.
+func TestSegmentQuiet(t *testing.T) {
+	t.Parallel()
+	n := newHost(t)
+	s := Segment{Device: device()}
+	s.Addrs = nil
+	apply := func() {
+		t.Helper()
+		if _, err := s.Apply(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply()
+	h, err := hostnet.Open(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	heard := make(chan struct{}, 100)
+	ended := make(chan error)
+	go func() { ended <- h.Watch(ctx, nil, func() { heard <- struct{}{} }) }()
+	<-heard // the start
+	rest := func() (news int) {
+		for {
+			select {
+			case <-heard:
+				news++
+			case <-time.After(200 * time.Millisecond):
+				return news
+			}
+		}
+	}
+	rest() // what the making has led to
+	apply()
+	if n := rest(); n > 0 {
+		t.Errorf("heard %d times of what has not changed", n)
+	}
+	netnstest.Batch(t, n, "bridge", "link set dev vx7 neigh_suppress off learning on")
+	rest()
+	apply()
+	if rest() == 0 || !strings.Contains(netnstest.Run(t, n, "ip", "-d", "link", "show", "dev", "vx7"), "learning off") {
+		t.Error("what has changed is not mended")
+	}
+	cancel()
+	<-ended
+	if err := h.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

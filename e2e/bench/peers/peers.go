@@ -1,6 +1,6 @@
-// Package peers measures how fast what leads to many peers comes into the
-// kernel: by pkg/route and pkg/neigh, and by loops that make the calls which
-// flannel makes, in the same run and in turn. It is the kernel's tables that are
+// Package peers measures how fast what leads to many peers, and to many endpoints
+// of a segment, comes into the kernel: by pkg/route and pkg/neigh, and by loops of
+// single calls, as flannel makes them, in the same run and in turn. It is the kernel's tables that are
 // measured: no agent, no registry, no packets.
 //
 // Every measurement from cold has a namespace of its own, made before and looked
@@ -23,11 +23,14 @@ import (
 const (
 	Routes  = "routes to peers on one L2 segment"
 	Overlay = "VXLAN: neighbour, FDB entry and route of each peer"
+	Tenant  = "VXLAN segment: neighbour and two FDB entries of each endpoint"
 
-	Loop = "a loop such as flannel's"
-	Ours = "ours"
+	Loop   = "a loop such as flannel's"
+	Single = "a loop of single calls"
+	Ours   = "ours"
 
 	All       = "5,000 peers"
+	Endpoints = "5,000 endpoints"
 	AFifthBad = "5,000 peers, 1 in 5 bad"
 	OneChange = "1 of 5,000 changes"
 	RouteBack = "1 route deleted by hand"
@@ -83,6 +86,8 @@ func Measure(ctx context.Context, cfg Config) error {
 		{Row{Routes, Ours, AFifthBad}, direct(all, 5)},
 		{Row{Overlay, Loop, All}, overlayLoop},
 		{Row{Overlay, Ours, All}, overlay},
+		{Row{Tenant, Single, Endpoints}, segmentedLoop},
+		{Row{Tenant, Ours, Endpoints}, segmented},
 	}
 	for _, n := range []struct {
 		peers int

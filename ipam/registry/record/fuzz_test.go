@@ -62,6 +62,7 @@ func FuzzObjects(f *testing.F) {
 		`{"version":1,"node":"` + n1 + `","name":"n1","rest":60000000000,"at":"2026-01-02T03:04:05Z"}`,
 		`{"version":1,"node":"` + n1 + `","machine":"m","boot":"b","device":1,"inode":2}`,
 		`{"version":1,"node":"` + n1 + `","pool":"` + uuid + `","have":3}`,
+		`{"version":1,"vni":5001,"node":"` + n1 + `","name":"n1","vtep":"192.0.2.1","port":8472,"endpoints":[{"mac":"02:00:5e:00:53:01","addrs":["10.9.0.1","2001:db8:9::1"]},{"mac":"02:00:5e:00:53:02"}]}`,
 		`{"version":1,"id":"` + uuid + `","epoch":{"number":1,"id":"` + uuid + `"},"frozen":{"node":"` + n1 + `","reason":"r","epoch":1,"rev":9}}`,
 	} {
 		f.Add([]byte(seed))
@@ -73,6 +74,7 @@ func FuzzObjects(f *testing.F) {
 		again(t, value, record.DecodeGone, record.EncodeGone)
 		again(t, value, record.DecodeLive, record.EncodeLive)
 		again(t, value, record.DecodeWant, record.EncodeWant)
+		again(t, value, record.DecodeSegment, record.EncodeSegment)
 		again(t, value, record.DecodeCluster, record.EncodeCluster)
 	})
 }

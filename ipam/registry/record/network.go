@@ -63,8 +63,8 @@ func (n Network) check() error {
 			return fmt.Errorf("backend: vni, port and directRouting are for %q", VXLAN)
 		}
 	case VXLAN:
-		if n.VNI < 1 || n.VNI >= 1<<24 {
-			return fmt.Errorf("vni: %d is not between 1 and %d", n.VNI, 1<<24-1)
+		if n.VNI < 1 || n.VNI > MaxVNI {
+			return fmt.Errorf("vni: %d is not between 1 and %d", n.VNI, MaxVNI)
 		}
 		if n.Port < 1 || n.Port > 65535 {
 			return fmt.Errorf("port: %d is not between 1 and 65535", n.Port)

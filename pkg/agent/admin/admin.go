@@ -42,7 +42,22 @@ type Networks interface {
 	Routing() api.Routing
 }
 
-// Config of a Server. All but Group, Cluster, Networks and Events are required.
+// Segments keep the VXLAN segments that this node is in.
+type Segments interface {
+	// Segments tells of them all.
+	Segments() []api.Segment
+	// Segment tells who is in one; ok is false if this node is not.
+	Segment(vni int) (s api.SegmentDetail, ok bool)
+}
+
+// none is a node without segments.
+type none struct{}
+
+func (none) Segments() []api.Segment                   { return []api.Segment{} }
+func (none) Segment(int) (s api.SegmentDetail, _ bool) { return s, false }
+
+// Config of a Server. All but Group, Cluster, Networks, Segments and Events are
+// required.
 type Config struct {
 	// Node is the node's name, Version the agent's.
 	Node, Version string
@@ -62,6 +77,8 @@ type Config struct {
 	Cluster func() (registry.Registry, error)
 	// Networks are asked for peers; nil where the agent has no cluster.
 	Networks Networks
+	// Segments are asked for those of this node; default: there are none.
+	Segments Segments
 	// Events are what is told of; default: none.
 	Events *event.Log
 }
@@ -80,6 +97,9 @@ func New(conf Config) (*Server, error) {
 	}
 	if conf.Events == nil {
 		conf.Events = event.New(event.Config{Slog: conf.Log})
+	}
+	if conf.Segments == nil {
+		conf.Segments = none{}
 	}
 	conf.Registry.MustRegister(newMetrics(conf.Ledger))
 	return &Server{conf: conf, ready: make(chan struct{}), closing: make(chan struct{})}, nil

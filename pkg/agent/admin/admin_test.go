@@ -241,6 +241,9 @@ func TestOpenAPI(t *testing.T) {
 	for p := range server.networked() {
 		served = append(served, p)
 	}
+	for p := range server.segmented() {
+		served = append(served, p)
+	}
 	slices.Sort(described)
 	slices.Sort(served)
 	if diff := cmp.Diff(described, served); diff != "" {
@@ -255,7 +258,7 @@ func TestOpenAPI(t *testing.T) {
 			continue
 		}
 		method, path, _ := strings.Cut(route, " ")
-		path = strings.NewReplacer("{name}", "lan%2F1", "{address}", "10.0.0.2").Replace(path)
+		path = strings.NewReplacer("{name}", "lan%2F1", "{address}", "10.0.0.2", "{vni}", "7").Replace(path)
 		req, err := http.NewRequestWithContext(t.Context(), method, "http://x"+path, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -268,7 +271,7 @@ func TestOpenAPI(t *testing.T) {
 		res.Body.Close()
 		want := http.StatusOK
 		switch {
-		case !slices.Contains(served, route):
+		case !slices.Contains(served, route), route == "GET /v1/segments/{vni}": // this node is in none
 			want = http.StatusNotFound
 		case server.cluster()[route] != nil, server.networked()[route] != nil:
 			want = http.StatusServiceUnavailable // this agent has no registry

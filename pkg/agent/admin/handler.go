@@ -80,6 +80,9 @@ func (s *Server) handler() http.Handler {
 	for pattern, f := range s.networked() {
 		mux.HandleFunc(pattern, s.ofNetworks(f))
 	}
+	for pattern, f := range s.segmented() {
+		mux.HandleFunc(pattern, s.ofSegments(f))
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		write(w, http.StatusNotFound, api.Problem{Error: wire.NewFailure(fmt.Errorf("there is no %s %s", r.Method, r.URL.Path))})
 	})

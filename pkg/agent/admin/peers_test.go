@@ -3,6 +3,7 @@ package admin
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/underlay-cni/underlay/pkg/agent/api"
@@ -39,4 +40,40 @@ func TestPeers(t *testing.T) {
 	expect(t, "of a network", routed{}.Peers("red"), some, err)
 	r, err := c.Routing(t.Context())
 	expect(t, "routing", routed{}.Routing(), r, err)
+}
+
+// in is a node that is in one segment.
+type in struct{}
+
+func (in) Segments() []api.Segment {
+	return []api.Segment{{VNI: 7, Port: 8472, Parent: "eth1", VTEP: netip.MustParseAddr("192.0.2.1"), MTU: 1450, Synced: true, Published: true, Nodes: 1, Endpoints: 1}}
+}
+
+func (in) Segment(vni int) (s api.SegmentDetail, ok bool) {
+	return api.SegmentDetail{
+		Segment: in{}.Segments()[0],
+		Members: []api.SegmentMember{{NodeName: api.NodeName{Node: n2, Name: "two"}, Local: true, VTEP: netip.MustParseAddr("192.0.2.1"), Port: 8472, Endpoints: 1}},
+		All: []api.SegmentEndpoint{{NodeName: api.NodeName{Node: n2, Name: "two"}, MAC: "02:00:00:00:00:01",
+			Addresses: []netip.Addr{netip.MustParseAddr("10.9.0.1")}, State: api.EndpointLocal}},
+		Skipped: []api.SkippedEndpoints{{Node: n3, Reason: "odd"}},
+	}, vni == 7
+}
+
+func TestSegments(t *testing.T) {
+	t.Parallel()
+	c, _, server := serve(t)
+	none, err := c.Segments(t.Context())
+	expect(t, "none", []api.Segment{}, none, err)
+	server.conf.Segments = in{}
+	all, err := c.Segments(t.Context())
+	expect(t, "all", in{}.Segments(), all, err)
+	one, err := c.Segment(t.Context(), 7)
+	want, _ := in{}.Segment(7)
+	expect(t, "one", want, one, err)
+	if _, err := c.Segment(t.Context(), 8); !errors.Is(err, api.ErrNotFound) {
+		t.Errorf("another one: %v", err)
+	}
+	if _, err := c.Segment(t.Context(), 1<<24); err == nil || errors.Is(err, api.ErrNotFound) || !strings.Contains(err.Error(), "between 1 and 16777215") {
+		t.Errorf("what is no VNI: %v", err)
+	}
 }

@@ -95,6 +95,7 @@ type Cluster struct {
 	store   atomic.Pointer[registry.Registry] // nil before Open
 	dirty   chan struct{}                     // a round is due
 	peers   chan struct{}                     // how nodes reach each other may have changed
+	members chan struct{}                     // the same, for somebody else
 	highest atomic.Int64                      // revision that was heard of
 	news    news
 	waits   waits
@@ -132,7 +133,7 @@ func New(conf Config) (*Cluster, error) {
 		conf.Addresses = func() []netip.Addr { return nil }
 	}
 	c := &Cluster{
-		conf: conf, log: conf.Log, metrics: newMetrics(conf.Registry), ready: make(chan struct{}), dirty: make(chan struct{}, 1), peers: make(chan struct{}, 1), mu: newLock(),
+		conf: conf, log: conf.Log, metrics: newMetrics(conf.Registry), ready: make(chan struct{}), dirty: make(chan struct{}, 1), peers: make(chan struct{}, 1), members: make(chan struct{}, 1), mu: newLock(),
 		gone: map[lease.Node]time.Time{},
 	}
 	c.apart.Store(&apart{conf.Now(), errors.New("it was not reached yet")})
@@ -388,6 +389,7 @@ func (c *Cluster) seen(v *registry.View, news registry.News) error {
 	}
 	if news.Peers {
 		ring(c.peers)
+		ring(c.members)
 	}
 	if news.For(c.node.Node) {
 		c.Stir()

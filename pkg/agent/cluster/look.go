@@ -16,6 +16,10 @@ func (c *Cluster) Stir() { ring(c.dirty) }
 // than before.
 func (c *Cluster) Peers() <-chan struct{} { return c.peers }
 
+// Members has a value when Look may show other networks or nodes than before. Who
+// takes it leaves Peers' to others.
+func (c *Cluster) Members() <-chan struct{} { return c.members }
+
 // Look calls f with what the registry holds, and which node this is. F keeps
 // nothing of it and changes nothing. While the registry is not followed, the
 // error is that of Away.

@@ -81,7 +81,16 @@ func TestLook(t *testing.T) {
 				return false
 			}
 		}
+		others := func() bool {
+			select {
+			case <-n.Members():
+				return true
+			default:
+				return false
+			}
+		}
 		heard()
+		others()
 		var names []string
 		look := func() error {
 			names = nil
@@ -91,10 +100,10 @@ func TestLook(t *testing.T) {
 				}
 			})
 		}
-		if err := b.reg.PutTenant(t.Context(), record.Tenant{Name: "red", Quota: 9}); err != nil || heard() {
+		if err := b.reg.PutTenant(t.Context(), record.Tenant{Name: "red", Quota: 9}); err != nil || heard() || others() {
 			t.Errorf("heard of a tenant, or %v", err)
 		}
-		if err := b.reg.CreateNetwork(t.Context(), record.Network{Name: "net", Pool: "a", Backend: record.HostGW}); err != nil || !heard() {
+		if err := b.reg.CreateNetwork(t.Context(), record.Network{Name: "net", Pool: "a", Backend: record.HostGW}); err != nil || !heard() || !others() {
 			t.Errorf("did not hear of a network, or %v", err)
 		}
 		if err := look(); err != nil || !slices.Equal(names, []string{"net"}) {
@@ -112,7 +121,7 @@ func TestLook(t *testing.T) {
 		b.partition()
 		back := false
 		for range 6 {
-			back = back || heard()
+			back = back || heard() && others()
 		}
 		if !back {
 			t.Error("did not hear that it is back")

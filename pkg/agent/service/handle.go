@@ -89,6 +89,12 @@ func (s *Service) answer(ctx context.Context, l *ledger.Ledger, q *wire.Request,
 			return &wire.Response{Version: wire.Version, Failure: wire.NewFailure(err)}
 		}
 	}
+	segmented := s.conf.Segments != nil && q.Allocate != nil && q.Allocate.Uses.Segment.VNI != 0
+	if segmented {
+		if err := s.conf.Segments.Await(ctx, q.Allocate.Uses); err != nil {
+			return &wire.Response{Version: wire.Version, Failure: wire.NewFailure(err)}
+		}
+	}
 	a := client.Answer(ctx, l, s.cluster(), q, wanted)
 	if q.Op == wire.OpRelease && s.conf.Cluster != nil {
 		s.conf.Cluster.Stir()
@@ -96,6 +102,10 @@ func (s *Service) answer(ctx context.Context, l *ledger.Ledger, q *wire.Request,
 	networked = networked || a.Released != nil && a.Released.Uses.Network != ""
 	if networked && s.conf.Networks != nil {
 		s.conf.Networks.Stir()
+	}
+	gone := a.Released != nil && a.Released.Uses.Segment.VNI != 0 || a.Allocation != nil && a.Allocation.Replaced.Uses.Segment.VNI != 0
+	if s.conf.Segments != nil && (segmented || gone) {
+		s.conf.Segments.Stir()
 	}
 	return a
 }

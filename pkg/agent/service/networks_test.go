@@ -95,3 +95,47 @@ func TestNetworks(t *testing.T) {
 		t.Errorf("stirred %d times", stirred)
 	}
 }
+
+// TestSegments: an attachment is not made in a segment that cannot be, and what
+// keeps segments hears of those that come and go.
+func TestSegments(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	r := &routes{why: &ipam.FieldError{Place: "vni", Msg: "a network has it"}}
+	p.start(func(c *Config) { c.Segments = r })
+	made := ipam.Uses{Parent: "eth1", Segment: ipam.Segment{VNI: 7, Port: 8472}}
+	add := func(id string, u ipam.Uses) error {
+		req := p.request(id)
+		req.Uses = u
+		_, err := p.c.Allocate(t.Context(), req, nil)
+		return err
+	}
+	var field *ipam.FieldError
+	if err := add("c1", made); !errors.As(err, &field) || field.Place != "vni" || field.Msg != "a network has it" {
+		t.Errorf("refused: %v", err)
+	}
+	if err := add("c0", ipam.Uses{}); err != nil {
+		t.Error(err)
+	}
+	r.set(nil)
+	for _, u := range []ipam.Uses{made, {Parent: "lg7", Segment: ipam.Segment{VNI: 7}}} {
+		if err := add(u.Parent, u); err != nil {
+			t.Errorf("%+v: %v", u, err)
+		}
+	}
+	if asked, stirred := r.heard(); len(asked) != 3 || asked[0] != made || stirred != 2 {
+		t.Errorf("asked for %+v, stirred %d times", asked, stirred)
+	}
+	// One that comes again without its segment.
+	if err := add("eth1", ipam.Uses{}); err != nil {
+		t.Error(err)
+	}
+	for _, id := range []string{"c0", "eth1", "lg7"} {
+		if _, err := p.c.Release(t.Context(), ipam.ReleaseRequest{Attachment: att(id)}, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, stirred := r.heard(); stirred != 4 {
+		t.Errorf("stirred %d times", stirred)
+	}
+}

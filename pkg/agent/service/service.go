@@ -65,6 +65,14 @@ type Networks interface {
 	Stir()
 }
 
+// Segments keep the VXLAN segments of this node.
+type Segments interface {
+	// Await says why an attachment cannot be in its segment.
+	Await(ctx context.Context, u ipam.Uses) error
+	// Stir says that an attachment in a segment has come or gone.
+	Stir()
+}
+
 // Config of a Service.
 type Config struct {
 	// Ledger says where it is; required. ReadOnly must not be set.
@@ -78,6 +86,8 @@ type Config struct {
 	// Networks have what attachments use of a network before they are made; nil
 	// for a node on its own.
 	Networks Networks
+	// Segments have what attachments in one need; nil for nobody to be asked.
+	Segments Segments
 	// Ahead, unless nil, hears of each allocation. It must not wait.
 	Ahead func(ipam.AllocateRequest)
 	// Events hear of conflicts; default: the Log alone.

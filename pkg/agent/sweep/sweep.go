@@ -45,6 +45,8 @@ type Config struct {
 	// have.
 	Containers Containers
 	Left       func([]ipam.AttachmentRecord) ([]Left, error)
+	// Freed, unless nil, hears that attachments were released. It must not wait.
+	Freed func()
 	// Reclaim looks once; default: client.Reclaim of all pools.
 	Reclaim func(*ledger.Ledger) (client.Reclaimed, error)
 }
@@ -78,6 +80,9 @@ func New(conf Config) (*Sweep, error) {
 	}
 	if conf.Events == nil {
 		conf.Events = event.New(event.Config{Slog: conf.Log})
+	}
+	if conf.Freed == nil {
+		conf.Freed = func() {}
 	}
 	if conf.Left == nil {
 		conf.Left = lookAt
@@ -146,6 +151,9 @@ func (s *Sweep) look(ctx context.Context) {
 	for _, a := range found.Released {
 		s.conf.Events.Add(api.Event{Kind: api.LeakReleased, Network: a.Network, Container: a.ContainerID, IfName: a.IfName,
 			Text: "released a leak: its namespace is gone"})
+	}
+	if len(found.Released) > 0 {
+		s.conf.Freed()
 	}
 	// Who cannot see namespaces cannot see what is left in them.
 	if s.conf.Containers == nil || found.Doubt != "" {

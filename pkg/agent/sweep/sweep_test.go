@@ -65,9 +65,9 @@ func TestSweep(t *testing.T) {
 		var log journal
 		reg := prometheus.NewRegistry()
 		looks := []client.Reclaimed{{Seen: 2, Dead: 1}, {Seen: 2, Dead: 1, Released: []ipam.Attachment{gone}}, doubt, doubt, {}}
-		var looked atomic.Int64
+		var looked, freed atomic.Int64
 		there := &open{l: l}
-		s, err := New(Config{Ledger: there, Log: slog.New(slog.NewTextHandler(&log, nil)), Registry: reg,
+		s, err := New(Config{Ledger: there, Log: slog.New(slog.NewTextHandler(&log, nil)), Registry: reg, Freed: func() { freed.Add(1) },
 			Reclaim: func(*ledger.Ledger) (client.Reclaimed, error) {
 				return looks[looked.Add(1)-1], nil
 			}})
@@ -88,11 +88,11 @@ func TestSweep(t *testing.T) {
 		}
 		after(59*time.Second, 0)
 		after(2*time.Second, 1)
-		if log.String() != "" || testutil.ToFloat64(s.metrics.dead) != 1 {
+		if log.String() != "" || freed.Load() != 0 || testutil.ToFloat64(s.metrics.dead) != 1 {
 			t.Errorf("after one look: %s", &log)
 		}
 		after(time.Minute, 2)
-		if !strings.Contains(log.String(), "container=c1") || testutil.ToFloat64(s.metrics.released) != 1 || testutil.ToFloat64(s.metrics.dead) != 0 {
+		if !strings.Contains(log.String(), "container=c1") || testutil.ToFloat64(s.metrics.released) != 1 || freed.Load() != 1 || testutil.ToFloat64(s.metrics.dead) != 0 {
 			t.Errorf("after two looks: %s", &log)
 		}
 		after(2*time.Minute, 4)

@@ -145,6 +145,7 @@ func (s *Sweep) releaseUnknown(a ipam.AttachmentRecord, left Left) error {
 	}
 	delete(s.unknown, a.Attachment)
 	s.metrics.released.Inc()
+	s.conf.Freed()
 	s.conf.Events.Add(api.Event{Kind: api.LeakReleased, Network: a.Attachment.Network, Container: a.Attachment.ContainerID, IfName: a.Attachment.IfName, Text: text})
 	return nil
 }

@@ -1,6 +1,6 @@
 // Package cluster has the nouns of underlayctl that are about all nodes: pools
-// that nodes lease from, networks, tenants, nodes, leases, and the registry
-// that knows them. The agent on this node is asked, which alone speaks to the
+// that nodes lease from, networks, VXLAN segments, tenants, nodes, leases, and
+// the registry that knows them. The agent on this node is asked, which alone speaks to the
 // registry; without it there is nothing to show and nothing to change.
 //
 // A file is a noun. What the agent answers is printed as it came: the checks
@@ -38,7 +38,7 @@ type Commands struct {
 // Nouns are those that are only here; the verbs of Pool belong to a noun that
 // has others.
 func (c Commands) Nouns() []*cobra.Command {
-	return []*cobra.Command{c.lease(), c.network(), c.node(), c.peer(), c.registry(), c.tenant()}
+	return []*cobra.Command{c.lease(), c.network(), c.node(), c.peer(), c.registry(), c.segment(), c.tenant()}
 }
 
 func (c Commands) print(cmd *cobra.Command, v any, people func(*term.Table)) error {

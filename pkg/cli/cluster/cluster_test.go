@@ -176,7 +176,7 @@ func (w *world) start(cluster bool) error {
 	}
 	if cluster {
 		conf.Cluster = func() (registry.Registry, error) { return w.registry(), nil }
-		conf.Networks = routed{}
+		conf.Networks, conf.Segments = routed{}, segments{}
 	}
 	server, err := admin.New(conf)
 	if err != nil {
@@ -231,6 +231,32 @@ func (routed) Routing() api.Routing {
 	}
 }
 
+// segments is a node that is in one, with another node.
+type segments struct{}
+
+func (segments) Segments() []api.Segment {
+	return []api.Segment{{VNI: 5001, Port: 8472, Parent: "eth1", VTEP: netip.MustParseAddr("192.0.2.1"), MTU: 1450, Synced: true, Published: true, Nodes: 3, Endpoints: 2}}
+}
+
+func (segments) Segment(vni int) (s api.SegmentDetail, ok bool) {
+	if vni != 5001 {
+		return s, false
+	}
+	one, two := api.NodeName{Node: podsUUID, Name: "n1"}, api.NodeName{Node: string(n2)}
+	return api.SegmentDetail{
+		Segment: segments{}.Segments()[0],
+		Members: []api.SegmentMember{
+			{NodeName: one, Local: true, VTEP: netip.MustParseAddr("192.0.2.1"), Port: 8472, Endpoints: 1},
+			{NodeName: two, VTEP: netip.MustParseAddr("192.0.2.2"), Port: 4789, Endpoints: 1, Reason: "it takes VXLAN at port 4789"},
+		},
+		All: []api.SegmentEndpoint{
+			{NodeName: one, MAC: "02:00:5e:00:53:01", Addresses: []netip.Addr{netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("2001:db8:9::1")}, State: api.EndpointLocal},
+			{NodeName: two, MAC: "02:00:5e:00:53:02", Addresses: []netip.Addr{}, State: api.EndpointUnreachable, Reason: "it takes VXLAN at port 4789"},
+		},
+		Skipped: []api.SkippedEndpoints{{Node: podsUUID, Reason: "version 2"}},
+	}, true
+}
+
 // TestUsage: what the command line itself says wrong is told before any agent
 // is asked.
 func TestUsage(t *testing.T) {
@@ -258,6 +284,9 @@ func TestUsage(t *testing.T) {
 		{"node remove n1 --yes-it-is-off --rest=1d", "1d"},
 		{"registry recovered", "then say --yes"},
 		{"lease list pods", "unknown command"},
+		{"segment show", "accepts 1 arg"},
+		{"segment show red", `"red" is no VNI, which is between 1 and 16777215`},
+		{"segment show 16777216", "between 1 and 16777215"},
 	} {
 		t.Run(tt.line, func(t *testing.T) {
 			t.Parallel()
