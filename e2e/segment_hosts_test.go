@@ -167,3 +167,49 @@ func TestSegmentOrNetwork(t *testing.T) {
 	wantError(t, err, codeConfig, "vni: 5002", `network "pods"`)
 	r.del()
 }
+
+// TestSegmentGuard: what a stranger sends in VXLAN gets into no segment, as long as
+// the agent's rules are there.
+func TestSegmentGuard(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2)
+	c.pool(redPool)
+	h1, h2 := c.hosts[0], c.hosts[1]
+	r1, r2 := h1.inSegment("red", 5001, "r1"), h2.inSegment("red", 5001, "r2")
+	stranger, err := h1.lab.AddHost(t.Context(), "stranger", netip.MustParsePrefix("192.0.2.66/24"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mac = "02:00:00:00:00:66"
+	for _, line := range []string{
+		"ip link add vx address " + mac + " type vxlan id 5001 dstport 8472 local 192.0.2.66 dev eth1",
+		"ip addr add 10.9.0.250/24 dev vx", "ip link set vx up",
+		"bridge fdb append 00:00:00:00:00:00 dev vx dst 192.0.2.1",
+	} {
+		mustDo(t, stranger.Namespace, strings.Fields(line)...)
+	}
+	table := func() string { return mustDo(t, h1.Namespace, "nft", "list", "ruleset") }
+	eventually(t, "rules about VXLAN", func() bool {
+		return strings.Contains(table(), "8472") && strings.Contains(table(), "192.0.2.2")
+	})
+	hears := func() bool {
+		t.Helper()
+		capture := hearIn(t, r1)
+		_, _ = stranger.Exec(t.Context(), "ping", "-n", "-c", "2", "-W", "1", r1.addrs[0].String())
+		return slices.ContainsFunc(capture.Close(), func(f lab.Frame) bool { return f.Src().String() == mac })
+	}
+	if hears() {
+		t.Error("a stranger is heard in the segment")
+	}
+	meet(t, r1.station, r2.station)
+	h1.end(syscall.SIGKILL)
+	mustDo(t, h1.Namespace, "nft", "delete", "table", "inet", "underlay")
+	if !hears() {
+		t.Error("without rules a stranger is not heard either: that it is not with them shows nothing")
+	}
+	c.start()
+	eventually(t, "rules about VXLAN again", func() bool { return strings.Contains(table(), "8472") })
+	if hears() {
+		t.Error("a stranger is heard again")
+	}
+}

@@ -74,10 +74,11 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	segments, err := conf.segments(&shelf, member, log, reg)
+	segments, err := conf.segments(&shelf, member, networks, log, reg)
 	if err != nil {
 		return nil, err
 	}
+	shelf.segments = segments
 	serving := service.Config{Ledger: conf.ledger(), Log: log, Registry: reg, Events: events, Ahead: scout.Used, Segments: segments}
 	if member != nil {
 		serving.Cluster, serving.Networks = member, networks
@@ -114,9 +115,12 @@ func New(conf Config, log *slog.Logger) (*Agent, error) {
 	return a, nil
 }
 
-// shelf is where the tasks find the ledger, which one of them has: the cluster's
-// and the service's need each other.
-type shelf struct{ *service.Service }
+// shelf is where the tasks find those that are made after them: the ledger, which
+// the service has, and the segments.
+type shelf struct {
+	*service.Service
+	segments *segment.Task
+}
 
 // member makes the tasks of a node in a cluster; nil without one. Of the two, one
 // knows what peers there are, and the other at which addresses they reach this
@@ -139,16 +143,17 @@ func (c *Config) member(s *shelf, events *event.Log, log *slog.Logger, reg *prom
 	networks, err = network.New(network.Config{
 		Cluster: member, Ledger: s, Log: log, Registry: reg, RunDir: c.RunDir,
 		Parents: c.Parents, Networks: c.Networks, FixForwardDrop: c.FixForwardDrop,
+		Guard: func() ([]uint16, []netip.Addr) { return s.segments.Guard() },
 	})
 	return member, networks, err
 }
 
 // segments makes the task of the VXLAN segments that plugins make on this node,
 // which has peers in them as a member of a cluster.
-func (c *Config) segments(s *shelf, member *cluster.Cluster, log *slog.Logger, reg *prometheus.Registry) (*segment.Task, error) {
+func (c *Config) segments(s *shelf, member *cluster.Cluster, networks *network.Task, log *slog.Logger, reg *prometheus.Registry) (*segment.Task, error) {
 	conf := segment.Config{Ledger: s, Node: c.NodeName, Log: log, Registry: reg, RunDir: c.RunDir}
 	if member != nil {
-		conf.Cluster = member
+		conf.Cluster, conf.Changed = member, networks.Stir
 	}
 	return segment.New(conf)
 }

@@ -88,17 +88,16 @@ type Config struct {
 
 // Cluster is a task of the agent.
 type Cluster struct {
-	conf    Config
-	log     *slog.Logger
-	metrics *metrics
-	ready   chan struct{}
-	store   atomic.Pointer[registry.Registry] // nil before Open
-	dirty   chan struct{}                     // a round is due
-	peers   chan struct{}                     // how nodes reach each other may have changed
-	members chan struct{}                     // the same, for somebody else
-	highest atomic.Int64                      // revision that was heard of
-	news    news
-	waits   waits
+	conf           Config
+	log            *slog.Logger
+	metrics        *metrics
+	ready          chan struct{}
+	store          atomic.Pointer[registry.Registry] // nil before Open
+	dirty          chan struct{}                     // a round is due
+	peers, members chan struct{}                     // how nodes reach each other may have changed, for two tasks
+	highest        atomic.Int64                      // revision that was heard of
+	news           news
+	waits          waits
 	// apart says since when there is no view, and why; nil while there is one.
 	apart atomic.Pointer[apart]
 

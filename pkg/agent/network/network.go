@@ -112,6 +112,10 @@ type Config struct {
 	// FixForwardDrop lets our packets pass others' policies that drop them.
 	FixForwardDrop bool
 
+	// Guard tells of UDP ports that take VXLAN from some addresses alone, beside
+	// those of networks; Stir says that it may tell of others. Optional.
+	Guard func() (ports []uint16, vteps []netip.Addr)
+
 	// RunDir is the agent's folder of what a reboot forgets; "" has the task forget
 	// with its end which networks it has set routes for.
 	RunDir string
@@ -176,6 +180,9 @@ func New(conf Config) (*Task, error) {
 		firewall = func(ctx context.Context, heard func()) error { return nft.WatchDrops(ctx, conf.Netns, heard) }
 		conf.Drops = func(ctx context.Context) ([]nft.Drop, error) { return nft.Drops(ctx, conf.Netns) }
 	}
+	if conf.Guard == nil {
+		conf.Guard = func() ([]uint16, []netip.Addr) { return nil, nil }
+	}
 	before, err := readEarlier(conf.RunDir)
 	if err != nil {
 		// It is made anew as soon as the registry is read.
@@ -203,7 +210,8 @@ func (t *Task) String() string { return "networks" }
 // has not been reached for a while.
 func (t *Task) Ready() <-chan struct{} { return t.ready }
 
-// Stir says that an attachment has come or gone that reaches a network's peers.
+// Stir says that an attachment has come or gone that reaches a network's peers, or
+// that Guard may tell of others.
 func (t *Task) Stir() { ring(t.stirred) }
 
 // Run keeps routes and rules until ctx ends.

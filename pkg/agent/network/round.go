@@ -154,7 +154,7 @@ func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) 
 	fail(routed, &left.ledger) // no more is needed for another look
 	if now.masquerade != nil {
 		// What is wrong with the rules is told apart, and tried again there.
-		_ = t.rules.apply(ctx, ruleset(now))
+		_ = t.rules.apply(ctx, t.ruleset(now))
 	}
 	t.forward(now)
 	if routed == nil && now.masquerade != nil {
@@ -306,7 +306,7 @@ func (t *Task) masquerade() (map[string]bool, error) {
 	return out, err
 }
 
-func ruleset(r round) (want nft.Ruleset) {
+func (t *Task) ruleset(r round) (want nft.Ruleset) {
 	want.Forward = r.plan.Forward
 	for _, n := range r.snapshot.Networks {
 		if r.masquerade[n.Name] {
@@ -316,14 +316,15 @@ func ruleset(r round) (want nft.Ruleset) {
 	if len(want.Masquerade) > 0 {
 		want.Nodes = r.plan.Nodes
 	}
+	want.Ports, want.VTEPs = t.conf.Guard()
+	if len(r.plan.Overlays) > 0 {
+		want.VTEPs = append(want.VTEPs, r.plan.Nodes...)
+	}
 	for _, o := range r.plan.Overlays {
-		if port := uint16(o.Device.Port); !slices.Contains(want.Ports, port) {
-			want.Ports = append(want.Ports, port)
-		}
+		want.Ports = append(want.Ports, uint16(o.Device.Port))
 	}
-	if len(want.Ports) > 0 {
-		want.VTEPs = r.plan.Nodes
-	}
+	slices.Sort(want.Ports)
+	want.Ports = slices.Compact(want.Ports)
 	return want
 }
 
