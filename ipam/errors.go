@@ -28,7 +28,12 @@ type FieldError struct {
 	Code uint `json:"code,omitempty"`
 }
 
-func (e *FieldError) Error() string { return e.Place + ": " + e.Msg }
+func (e *FieldError) Error() string {
+	if e.Place == "" {
+		return e.Msg
+	}
+	return e.Place + ": " + e.Msg
+}
 
 // CNICode is the code that the error carries to the runtime.
 func (e *FieldError) CNICode() uint {

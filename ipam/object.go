@@ -1,7 +1,11 @@
 package ipam
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -40,4 +44,81 @@ func CheckName(place, s string) error {
 		}
 	}
 	return nil
+}
+
+// Locate adds to an error about a file of ours where in its text that is: at the
+// place that the error begins with, or where the JSON breaks off. root is what
+// places are written below, such as `pool`; "" for nothing.
+func Locate(text []byte, root string, err error) error {
+	if err == nil {
+		return nil
+	}
+	place, _, _ := strings.Cut(err.Error(), ": ")
+	field, isField := err.(*FieldError)
+	if isField {
+		place = field.Place
+	}
+	at, known := 0, false
+	var syntax *json.SyntaxError
+	if place == root && errors.As(json.Unmarshal(text, new(json.RawMessage)), &syntax) {
+		// Offset counts the bytes that were read, the wrong one included, if one
+		// is wrong and not the rest missing.
+		at, known = int(syntax.Offset), true
+		if at > 0 && !strings.HasPrefix(syntax.Error(), "unexpected end") {
+			at--
+		}
+	} else {
+		at, known = find(text, 0, strings.TrimPrefix(strings.TrimPrefix(place, root), "."))
+	}
+	if !known {
+		return err
+	}
+	line := 1 + bytes.Count(text[:at], []byte{'\n'})
+	column := 1 + len([]rune(string(text[bytes.LastIndexByte(text[:at], '\n')+1:at])))
+	where := fmt.Sprintf(" (line %d, column %d)", line, column)
+	if isField {
+		return &FieldError{Place: field.Place, Msg: field.Msg + where, Code: field.Code}
+	}
+	return fmt.Errorf("%w%s", err, where)
+}
+
+// find returns where in a value, which begins at an offset of the text, the key or
+// element of a place such as `api.group` or `ranges[0][1].gateway` begins; of one
+// that is missing, what it is missing from. known is false where not even that is
+// there.
+func find(text []byte, begin int, place string) (at int, known bool) {
+	if place == "" {
+		return begin, false
+	}
+	dec := json.NewDecoder(bytes.NewReader(text[begin:]))
+	opening, err := dec.Token()
+	if err != nil || opening != json.Delim('{') && opening != json.Delim('[') {
+		return begin, false
+	}
+	for i := 0; dec.More(); i++ {
+		part := "[" + strconv.Itoa(i) + "]"
+		key := begin + int(dec.InputOffset())
+		key += len(text[key:]) - len(bytes.TrimLeft(text[key:], ", \t\r\n"))
+		if opening == json.Delim('{') {
+			name, err := dec.Token()
+			if err != nil {
+				return begin, false
+			}
+			part = name.(string)
+		}
+		var value json.RawMessage
+		if dec.Decode(&value) != nil {
+			return begin, false
+		}
+		rest, ok := strings.CutPrefix(place, part)
+		if !ok || rest != "" && rest[0] != '.' && rest[0] != '[' {
+			continue
+		}
+		inner := begin + int(dec.InputOffset()) - len(value)
+		if at, known := find(text, inner, strings.TrimPrefix(rest, ".")); known {
+			return at, true
+		}
+		return key, true
+	}
+	return begin, false
 }

@@ -68,10 +68,14 @@ func (r Registry) Refresh(ctx context.Context, v *View, pool string) error {
 	if err != nil {
 		return fmt.Errorf("list the blocks of pool %s: %w", pool, err)
 	}
+	p, known := v.Pool(pool)
 	for _, i := range l.Items {
 		_, cidr, ok := record.ParseBlockKey(i.Key)
-		if !ok || i.Rev <= v.Blocks[pool][cidr].Rev {
-			continue
+		if known && cidr.Bits() != p.Value.Bits(cidr.Addr()) {
+			continue // View.sift says so
+		}
+		if !ok || i.Rev <= v.Blocks[pool][cidr].Rev || v.Unread[i.Key] != nil {
+			continue // the watch tells when that can be read
 		}
 		if b, err := record.DecodeBlock(i.Value); err == nil && b.CIDR == cidr {
 			v.Learn(pool, lease.Seen{Block: b, Rev: i.Rev})

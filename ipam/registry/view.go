@@ -68,7 +68,44 @@ func (v *View) Apply(b Batch) {
 			v.Unread[i.Key] = err
 		}
 	}
+	v.sift(b)
 	v.Rev = max(v.Rev, b.Rev)
+}
+
+// sift skips, of what a batch has brought, blocks of another size than those of
+// their pool: they overlap others, and so would whoever they name.
+func (v *View) sift(b Batch) {
+	var sizes map[string]record.Pool
+	for _, i := range b.Items {
+		pool, cidr, isBlock := record.ParseBlockKey(i.Key)
+		name, isPool := strings.CutPrefix(i.Key, record.PoolFolder)
+		switch {
+		case isBlock && sizes == nil:
+			sizes = make(map[string]record.Pool, len(v.Pools))
+			for _, p := range v.Pools {
+				sizes[p.Value.UUID] = p.Value
+			}
+			fallthrough
+		case isBlock:
+			if p, known := sizes[pool]; known {
+				v.skip(p, cidr)
+			}
+		case isPool:
+			p := v.Pools[name].Value
+			for cidr := range v.Blocks[p.UUID] {
+				v.skip(p, cidr)
+			}
+		}
+	}
+}
+
+func (v *View) skip(p record.Pool, cidr netip.Prefix) {
+	if bits := p.Bits(cidr.Addr()); cidr.Bits() == bits {
+		return
+	} else if _, there := v.Blocks[p.UUID][cidr]; there {
+		delete(v.Blocks[p.UUID], cidr)
+		v.Unread[record.BlockKey(p.UUID, cidr)] = fmt.Errorf("is none of the blocks of pool %q, which are of /%d", p.Name, bits)
+	}
 }
 
 func (v *View) apply(i Item) error {
@@ -139,6 +176,9 @@ func (v *View) applyBlock(i Item) error {
 	pool, cidr, ok := record.ParseBlockKey(i.Key)
 	if !ok {
 		return errors.New("the key names no block")
+	}
+	if v.Blocks[pool][cidr].Rev > i.Rev {
+		return nil // it was read in a later state already
 	}
 	delete(v.Blocks[pool], cidr)
 	if i.Value == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -283,4 +284,77 @@ func TestNews(t *testing.T) {
 			t.Errorf("ended with %v", err)
 		}
 	})
+}
+
+// TestOlderThanKnown: what the watch brings late does not take the place of what
+// was read since.
+func TestOlderThanKnown(t *testing.T) {
+	t.Parallel()
+	s := memstore.New()
+	r := registry.Registry{Store: s}
+	if _, err := r.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p := create(t, r, "")
+	v := view(t, r)
+	old := leased(t, r, p, n1, "10.0.0.0/30")
+	item, err := s.Get(t.Context(), record.BlockKey(p.UUID, old.Block.CIDR))
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := old.Block.Give(n1, map[netip.Addr]lease.Entry{old.Block.CIDR.Addr(): {Node: n2}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer, a := r.Send(t.Context(), p.UUID, lease.Step{Do: lease.Send, Block: next, Rev: old.Rev})
+	if a.Outcome != registry.Applied {
+		t.Fatal(a)
+	}
+	if err := r.Refresh(t.Context(), v, p.UUID); err != nil {
+		t.Fatal(err)
+	}
+	v.Apply(registry.Batch{Items: []registry.Item{item}, Rev: item.Rev})
+	if got := v.Blocks[p.UUID][old.Block.CIDR]; got.Rev != newer.Rev || !got.Block.Has(n2, old.Block.CIDR.Addr()) {
+		t.Errorf("the view has %+v, want revision %d", got, newer.Rev)
+	}
+}
+
+// TestBlockOfAnotherSize: it is skipped, whatever comes first, it or its pool.
+func TestBlockOfAnotherSize(t *testing.T) {
+	t.Parallel()
+	s := memstore.New()
+	r := registry.Registry{Store: s}
+	if _, err := r.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p := create(t, r, "")
+	before := view(t, r)
+	good := leased(t, r, p, n2, "10.0.0.0/30")
+	cidr := netip.MustParsePrefix("10.0.0.0/29")
+	value, err := record.EncodeBlock(lease.Block{CIDR: cidr, Owner: n1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := record.BlockKey(p.UUID, cidr)
+	s.Put(key, value)
+	if err := r.Refresh(t.Context(), before, p.UUID); err != nil {
+		t.Fatal(err)
+	}
+	if _, there := before.Blocks[p.UUID][cidr]; there || before.Blocks[p.UUID][good.Block.CIDR].Rev != good.Rev {
+		t.Errorf("a refresh brought %v", before.Blocks)
+	}
+	l, err := s.List(t.Context(), record.Prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		v := registry.NewView(registry.List{})
+		for _, i := range l.Items {
+			v.Apply(registry.Batch{Items: []registry.Item{i}, Rev: l.Rev})
+		}
+		if _, there := v.Blocks[p.UUID][cidr]; there || v.Unread[key] == nil || len(v.Blocks[p.UUID]) != 1 {
+			t.Errorf("the view has %v, unread %v", v.Blocks, v.Unread)
+		}
+		slices.Reverse(l.Items)
+	}
 }

@@ -65,12 +65,18 @@ type apiWire struct {
 }
 
 // LoadConfig reads a configuration, one JSON object, and fills in the defaults.
-// Errors are *ipam.FieldError with the place, such as `api.group`.
+// Errors are *ipam.FieldError with the place, such as `api.group`, and where in the
+// text that is.
 func LoadConfig(r io.Reader) (Config, error) {
 	text, err := io.ReadAll(r)
 	if err != nil {
 		return Config{}, err
 	}
+	c, err := loadConfig(text)
+	return c, ipam.Locate(text, "", err)
+}
+
+func loadConfig(text []byte) (Config, error) {
 	var w configWire
 	if err := ipam.DecodeObject(text, "", &w); err != nil {
 		return Config{}, err

@@ -36,6 +36,8 @@ func TestLoadConfig(t *testing.T) {
 		{"runDir follows", `{"nodeName":"n1","dataDir":"/d"}`, Config{NodeName: "n1", DataDir: "/d", RunDir: "/run/underlay/4823e769"}, "", ""},
 		{"misspelled", `{"nodename":"n1"}`, Config{}, "nodename", `did you mean "nodeName"?`},
 		{"misspelled below", `{"api":{"grp":"x"}}`, Config{}, "api.grp", `did you mean "group"?`},
+		{"misspelled on a line", "{\"api\":\n  {\"grp\":\"x\"}}", Config{}, "api.grp", "(line 2, column 4)"},
+		{"no JSON", "{\n  \"dataDir\": \"/d\",\n}", Config{}, "", "(line 3, column 1)"},
 		{"wrong type", `{"dataDir":7}`, Config{}, "dataDir", "number"},
 		{"no object", `[]`, Config{}, "", "array"},
 		{"nothing", ``, Config{}, "", "unexpected end"},

@@ -20,19 +20,25 @@ func (a *app) address() *cobra.Command {
 		a.addressList(), a.addressShow(), a.addressHistory(), a.addressRelease(), a.addressReserve(), a.addressUnreserve())
 }
 
-// knowsPool is nil for a pool that addresses of this node are from; "" means all.
-func knowsPool(l book.Book, name string) error {
+// knowsPool is nil for a pool of this node or of the cluster; "" means all.
+func (a *app) knowsPool(cmd *cobra.Command, name string) error {
 	if name == "" {
 		return nil
 	}
-	all, err := l.Pools()
-	if err != nil {
+	known := func(p ipam.Pool) bool { return p.Name == name }
+	var all []ipam.Pool
+	err := a.view(cmd.Context(), func(l book.Book) (err error) {
+		all, err = l.Pools()
+		return err
+	})
+	if err != nil || slices.ContainsFunc(all, known) {
 		return err
 	}
-	if !slices.ContainsFunc(all, func(p ipam.Pool) bool { return p.Name == name }) {
-		return term.Hint(fmt.Errorf("--pool: this node has no address of pool %q", name), "see: underlayctl pool list")
+	views, err := a.allPools(cmd)
+	if err != nil || slices.ContainsFunc(views, func(p poolView) bool { return p.Name == name }) {
+		return err
 	}
-	return nil
+	return term.Hint(fmt.Errorf("--pool: no pool %q is known here", name), "see: underlayctl pool list")
 }
 
 func (a *app) addressList() *cobra.Command {
@@ -48,11 +54,11 @@ func (a *app) addressList() *cobra.Command {
 			default:
 				return term.Misuse("--state: %q is none of held, cooling, quarantined, reserved", state)
 			}
+			if err := a.knowsPool(cmd, pool); err != nil {
+				return err
+			}
 			recs := []ipam.Record{}
 			err := a.view(cmd.Context(), func(l book.Book) error {
-				if err := knowsPool(l, pool); err != nil {
-					return err
-				}
 				return l.Records(func(r ipam.Record) error {
 					if (pool == "" || r.Pool == pool) && (state == "" || string(r.State) == state) &&
 						(network == "" || r.Attachment.Network == network) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
@@ -69,7 +70,7 @@ func (c *Cluster) tellLocked(what string, err error) {
 }
 
 // renew makes the ledger another node's, after an operator removed this
-// one.
+// one. Whoever said that it was off has to hear of what runs on it.
 func (c *Cluster) renew() error {
 	return c.conf.Ledger.With(func(l *ledger.Ledger) error {
 		old, err := l.Node()
@@ -77,12 +78,29 @@ func (c *Cluster) renew() error {
 			return err
 		}
 		id, err := l.Renew()
-		if err == nil {
-			c.conf.Events.Add(api.Event{Kind: api.NodeRenewed, Node: string(old),
-				Text: fmt.Sprintf("this node was removed from the cluster; it joins as a new one, %s, and what it leased is gone", id)})
+		if err != nil {
+			return err
 		}
-		return err
+		c.conf.Events.Add(api.Event{Kind: api.NodeRenewed, Node: string(old),
+			Text: fmt.Sprintf("this node was removed from the cluster; it joins as a new one, %s, and what it leased is gone", id)})
+		i, err := l.Identity()
+		if err != nil {
+			return err
+		}
+		return l.Records(func(r ipam.Record) error {
+			if r.PoolUUID != "" && r.State == ipam.Held && r.BootID == i.Boot {
+				c.metrics.lost.Inc()
+				c.conf.Events.Add(lost(r, "a container has an address that is free for other nodes, since this node was removed; stop it"))
+			}
+			return nil
+		})
 	})
+}
+
+// lost is the event of an address that is in use here, and not this node's.
+func lost(r ipam.Record, text string) api.Event {
+	return api.Event{Kind: api.AddressLost, Network: r.Attachment.Network, Container: r.Attachment.ContainerID, IfName: r.Attachment.IfName,
+		Pool: r.Pool, Addr: r.Address.Addr(), Text: text}
 }
 
 // tellPoolsLocked tells which pools are others than they were when it was

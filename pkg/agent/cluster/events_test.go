@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
 )
@@ -101,8 +103,46 @@ func TestRemovedEvents(t *testing.T) {
 		n.options.BootID = "another boot"
 		n.start()
 		time.Sleep(time.Minute)
-		if n.count(api.NodeRenewed) != 1 || other.count(api.NodeSwept) != 1 {
+		if n.count(api.NodeRenewed) != 1 || other.count(api.NodeSwept) != 1 || n.count(api.AddressLost) != 0 {
 			t.Errorf("on the node %q, on the other %q", n.events(), other.events())
+		}
+	})
+}
+
+// TestRemovedAlive: a node that an operator removed while it ran tells which of
+// its containers have addresses that others get now.
+func TestRemovedAlive(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, `{"version":1,"name":"a","kind":"shared","ranges":[[{"subnet":"10.0.0.0/24"}]]}`, 2)
+		defer b.end()
+		n := b.nodes[0]
+		first, _, err := n.add("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, a, err := n.add("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.del(first)
+		req := ipam.AllocateRequest{Attachment: ipam.Attachment{Network: "lan", ContainerID: "local", IfName: "eth0"}}
+		req.Pool.Name = "lan"
+		if req.Pool.Sets, err = ipam.LoadRanges([][]json.RawMessage{{json.RawMessage(`{"subnet":"192.0.2.0/24"}`)}}, false); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.l.Allocate(req, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		b.partition("n0")
+		b.store.Expire(record.LiveFolder + string(n.node.Node))
+		if err := b.reg.Remove(t.Context(), n.node.Node, 0); err != nil {
+			t.Fatal(err)
+		}
+		b.partition()
+		time.Sleep(time.Minute)
+		if n.count(api.NodeRenewed) != 1 || n.count(api.AddressLost) != 1 || !n.log.has("container="+second) || !n.log.has("addr="+a.String()) {
+			t.Errorf("%s with %s: %q\n%s", second, a, n.events(), n.log.text.String())
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/ipam/registry/memstore"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 )
 
@@ -183,6 +184,30 @@ func TestFlagOfNoPool(t *testing.T) {
 		_, _, err := other.add("")
 		if err == nil || !strings.Contains(err.Error(), `the registry knows no pool "a"`) {
 			t.Errorf("afterwards: %v", err)
+		}
+	})
+}
+
+// TestUnknownAgain: an ADD from a pool that does not exist, which a runtime
+// repeats for ever, reads no more of the registry than it takes.
+func TestUnknownAgain(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := newBed(t, "", 1)
+		defer b.end()
+		lists := 0
+		b.store.Rig(func(r memstore.Request) memstore.Fault {
+			if r.Kind == "list" {
+				lists++
+			}
+			return memstore.Deliver
+		})
+		for range 10 {
+			if _, _, err := b.nodes[0].add(""); err == nil || !strings.Contains(err.Error(), `the registry knows no pool "a"`) {
+				t.Errorf("%v", err)
+			}
+		}
+		if lists > 0 {
+			t.Errorf("%d lists for 10 ADDs", lists)
 		}
 	})
 }

@@ -334,21 +334,22 @@ func unanswered(err error) error {
 	return &AwayError{Err: err}
 }
 
-// unknown looks in the registry itself for a pool that the view does not have.
+// unknown looks in the registry itself for a pool that the view does not have. It
+// reads no more than that: such an ADD comes again and again.
 func (c *Cluster) unknown(ctx context.Context, name string) error {
-	v, err := c.store.Load().View(ctx)
+	item, err := c.store.Load().Store.Get(ctx, record.PoolFolder+name)
 	if err != nil {
 		return &AwayError{Err: err}
 	}
-	if _, ok := v.Pools[name]; ok {
-		return nil // the watch is about to tell of it
+	if item.Rev == 0 {
+		return &ipam.FieldError{Place: "ipam.pool", Code: ipam.CodeTryAgainLater,
+			Msg: fmt.Sprintf("the registry knows no pool %q; see: underlayctl pool list", name)}
 	}
-	if why := v.Unread[record.PoolFolder+name]; why != nil {
+	if _, why := record.DecodePool(item.Value); why != nil {
 		return &ipam.FieldError{Place: "ipam.pool", Code: ipam.CodeTryAgainLater,
 			Msg: fmt.Sprintf("this version cannot read what the registry says of pool %q: %v; see: underlayctl registry status", name, why)}
 	}
-	return &ipam.FieldError{Place: "ipam.pool", Code: ipam.CodeTryAgainLater,
-		Msg: fmt.Sprintf("the registry knows no pool %q; see: underlayctl pool list", name)}
+	return nil // the watch is about to tell of it
 }
 
 // most says who leases most of a pool that is used up; nil where nobody knows.

@@ -135,16 +135,22 @@ func (c *Cluster) audit(ctx context.Context, r registry.Registry) error {
 func (c *Cluster) withTrader(f func(*leases.Trader) error) error {
 	return c.conf.Ledger.With(func(l *ledger.Ledger) error {
 		if c.trader == nil || c.trader.Ledger != l {
-			c.trader = &leases.Trader{Ledger: l, Registry: *c.store.Load(), Session: c.session, Now: c.conf.Now, Lost: c.lostAddresses, Learned: c.tellLearned}
+			c.trader = &leases.Trader{Ledger: l, Registry: *c.store.Load(), Session: c.session, Now: c.conf.Now, Learned: c.tellLearned,
+				Lost: func(p record.Pool, addrs []netip.Addr) { c.lostAddresses(l, p, addrs) }}
 		}
 		return f(c.trader)
 	})
 }
 
-func (c *Cluster) lostAddresses(p record.Pool, addrs []netip.Addr) {
+func (c *Cluster) lostAddresses(l *ledger.Ledger, p record.Pool, addrs []netip.Addr) {
 	c.metrics.lost.Add(float64(len(addrs)))
 	for _, a := range addrs {
-		c.conf.Events.Add(api.Event{Kind: api.AddressLost, Pool: p.Name, Addr: a, Text: "an address is in use on this node, and another node's by the registry"})
+		r, _, err := l.Record(a)
+		if err != nil { // it is told all the same
+			c.log.Warn("who has an address is not known", "addr", a, "err", err)
+		}
+		r.Pool, r.Address = p.Name, netip.PrefixFrom(a, a.BitLen())
+		c.conf.Events.Add(lost(r, "an address is in use on this node, and another node's by the registry"))
 	}
 }
 

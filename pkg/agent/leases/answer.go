@@ -14,6 +14,10 @@ import (
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 )
 
+// maxGifts is how many flags are answered in a round: the first are not to wait
+// for the last, nor an ADD of this node for all.
+const maxGifts = 64
+
 // flag is an answer to a raised flag that this node may have to give.
 type flag struct {
 	node lease.Node
@@ -109,7 +113,7 @@ func (t *Trader) giveTo(ctx context.Context, v *registry.View, p record.Pool, du
 	}
 	var wants []lease.Want
 	for _, d := range dues {
-		if free[d.Set] > 0 && up[d.Node] == d.Want && !tallies[d.Set].Answered(d.Want) {
+		if len(wants) < maxGifts && free[d.Set] > 0 && up[d.Node] == d.Want && !tallies[d.Set].Answered(d.Want) {
 			free[d.Set]--
 			wants = append(wants, d.Want)
 		}

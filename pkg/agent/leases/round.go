@@ -172,12 +172,20 @@ func (t *Trader) park(ctx context.Context, v *registry.View, p record.Pool) erro
 	if err != nil {
 		return err
 	}
-	var errs []error
+	parked := map[netip.Prefix]map[netip.Addr]lease.Entry{}
 	for _, s := range spares {
-		if cidr, ok := blockOf(v, p, s.Address); ok && s.Owner != "" {
-			to := lease.Entry{Key: s.Owner, Since: s.Since.Truncate(time.Second)}
-			errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Give: map[netip.Addr]lease.Entry{s.Address: to}}))
+		cidr, ok := blockOf(v, p, s.Address)
+		if !ok || s.Owner == "" {
+			continue
 		}
+		if parked[cidr] == nil {
+			parked[cidr] = map[netip.Addr]lease.Entry{}
+		}
+		parked[cidr][s.Address] = lease.Entry{Key: s.Owner, Since: s.Since.Truncate(time.Second)}
+	}
+	var errs []error
+	for cidr, to := range parked {
+		errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Give: to}))
 	}
 	return errors.Join(errs...)
 }
@@ -190,7 +198,7 @@ func (t *Trader) vacate(ctx context.Context, v *registry.View, p record.Pool) er
 	}
 	var errs []error
 	for _, b := range blocks {
-		errs = append(errs, t.to(ctx, v, p, b.CIDR, lease.Goal{Return: true, Now: t.now().Truncate(time.Second)}))
+		errs = append(errs, t.to(ctx, v, p, b.CIDR, lease.Goal{Return: true, Now: t.stamp()}))
 	}
 	return errors.Join(errs...)
 }
@@ -232,7 +240,7 @@ func (t *Trader) balanceOf(ctx context.Context, v *registry.View, p record.Pool,
 	var errs []error
 	leased := share(v, p, set)
 	for _, cidr := range lease.Spare(uses, size, perSecond, leased, t.now().Sub(t.attached[p.UUID])) {
-		errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Return: true, Now: t.now().Truncate(time.Second)}))
+		errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Return: true, Now: t.stamp()}))
 	}
 	return errors.Join(errs...)
 }
@@ -285,10 +293,11 @@ func (t *Trader) uses(p record.Pool, set int, blocks []ledger.Block) (uses []lea
 		if u.Mine == 0 {
 			continue
 		}
-		if _, known := t.used[b.CIDR]; !known || u.Free < u.Mine {
+		// A time to come is of a clock that was put back since.
+		if at, known := t.used[b.CIDR]; !known || u.Free < u.Mine || at.After(now) {
 			t.used[b.CIDR] = now
 		}
-		if _, known := t.attached[p.UUID]; !known || u.Free < u.Mine {
+		if at, known := t.attached[p.UUID]; !known || u.Free < u.Mine || at.After(now) {
 			t.attached[p.UUID] = now
 		}
 		u.Idle = now.Sub(t.used[b.CIDR])

@@ -48,7 +48,7 @@ func (t *Trader) stand(ctx context.Context, v *registry.View, me lease.Node) err
 	now := v.Present(me)
 	switch s := lease.Stand(past, now); s {
 	case lease.Trading:
-		if now.Rev <= past.Rev || t.now().Sub(t.remembered) < rememberEvery {
+		if now.Rev <= past.Rev || t.now().Sub(t.remembered).Abs() < rememberEvery {
 			return nil
 		}
 		return t.remember(now)

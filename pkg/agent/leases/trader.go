@@ -59,12 +59,17 @@ type Trader struct {
 // the pool were read again.
 type refused struct{ swaps, reread int }
 
+// now keeps what the clock tells beside the time of day, so that a time which has
+// passed is not another one after the clock was set.
 func (t *Trader) now() time.Time {
 	if t.Now != nil {
-		return t.Now().UTC()
+		return t.Now()
 	}
-	return time.Now().UTC()
+	return time.Now()
 }
+
+// stamp is now for others to read.
+func (t *Trader) stamp() time.Time { return t.now().UTC().Truncate(time.Second) }
 
 // seen returns the record of a block as a view has it.
 func seen(v *registry.View, pool string, cidr netip.Prefix) lease.Seen {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
 	"github.com/underlay-cni/underlay/pkg/cli/term"
 )
@@ -85,8 +86,18 @@ func nameIn(what string, text []byte) (string, error) {
 	var w struct {
 		Name string `json:"name"`
 	}
-	if err := json.Unmarshal(text, &w); err != nil {
-		return "", fmt.Errorf("%s: %w", what, err)
+	err := json.Unmarshal(text, &w)
+	var kind *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &kind) && kind.Field != "":
+		err = fmt.Errorf("%s.name: a %s cannot stand here, want a string", what, kind.Value)
+	case errors.As(err, &kind):
+		err = fmt.Errorf("%s: a %s cannot stand here, want an object", what, kind.Value)
+	case err != nil:
+		err = fmt.Errorf("%s: %w", what, err)
+	}
+	if err != nil {
+		return "", ipam.Locate(text, what, err)
 	}
 	if w.Name == "" {
 		return "", fmt.Errorf("%s.name: is missing", what)

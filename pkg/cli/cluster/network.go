@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
 	"github.com/underlay-cni/underlay/pkg/cli/term"
@@ -33,7 +34,7 @@ func (c Commands) networkCreate() *cobra.Command {
 			return c.ask(cmd, func(ctx context.Context, client *api.Client) error {
 				n, err := client.CreateNetwork(ctx, text)
 				if err != nil {
-					return err
+					return ipam.Locate(text, "network", err)
 				}
 				return c.print(cmd, n, func(t *term.Table) { t.Line("created network %s", n.Name) })
 			})
@@ -64,7 +65,7 @@ func (c Commands) networkUpdate() *cobra.Command {
 				}
 				n, err := client.PutNetwork(ctx, name, text)
 				if err != nil {
-					return err
+					return ipam.Locate(text, "network", err)
 				}
 				return c.print(cmd, n, func(t *term.Table) { t.Line("updated network %s", n.Name) })
 			})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
 	"github.com/underlay-cni/underlay/pkg/cli/term"
@@ -40,6 +41,9 @@ rest: enough for a pool of one range. Kind and size of its blocks are for life.`
 			}
 			return c.ask(cmd, func(ctx context.Context, client *api.Client) error {
 				p, err := client.CreatePool(ctx, text)
+				if err != nil && simple.subnet == "" {
+					err = ipam.Locate(text, "pool", err)
+				}
 				if err != nil {
 					return err
 				}
@@ -148,7 +152,7 @@ Kind, tenant and the size of blocks cannot change.`,
 			return c.ask(cmd, func(ctx context.Context, client *api.Client) error {
 				p, err := client.UpdatePool(ctx, name, text)
 				if err != nil {
-					return err
+					return ipam.Locate(text, "pool", err)
 				}
 				return c.print(cmd, p, func(t *term.Table) { t.Line("updated pool %s", p.Name) })
 			})
