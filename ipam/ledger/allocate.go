@@ -383,7 +383,7 @@ func (l *Ledger) Reserve(pool string, a netip.Addr, reason string) (rec ipam.Rec
 		if err != nil {
 			return err
 		}
-		if old.State == ipam.Held {
+		if old.State == ipam.Held || old.State == ipam.Lent {
 			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is %s", a, says(old))}
 		}
 		at := from.Address(a)

@@ -148,6 +148,8 @@ func (l *Ledger) Clear(a netip.Addr, state ipam.State) (rec ipam.Record, err err
 		}
 		var next ipam.Record
 		switch rec.State {
+		case ipam.Lent:
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is %s; a block comes back as a whole, when subnetFile is not in underlayd.json any more", a, says(rec))}
 		case "":
 			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is free, there is nothing to release", a)}
 		case ipam.Held:

@@ -100,12 +100,12 @@ func (c *checker) check() {
 		if err != nil {
 			return err
 		}
-		rec, err := c.record(r.addr)
+		rec, err := c.record(r.Addr)
 		if err != nil {
 			return nil // reported before
 		}
 		if key, value := restEntry(rec); !rests(rec) || !bytes.Equal(key, k) || !bytes.Equal(value, v) {
-			return fmt.Errorf("address %s rests until %s, and its record says %q until %s", r.addr, r.until, rec.State, rec.Until)
+			return fmt.Errorf("address %s rests until %s, and its record says %q until %s", r.Addr, r.Until, rec.State, rec.Until)
 		}
 		return nil
 	})

@@ -180,7 +180,7 @@ func decodeRecord(key, value []byte) (rec ipam.Record, err error) {
 	case err != nil:
 	case rec.Address.Addr() != a:
 		err = fmt.Errorf("it is that of %s", rec.Address)
-	case rec.State != ipam.Held && rec.State != ipam.Cooling && rec.State != ipam.Quarantined && rec.State != ipam.Reserved:
+	case !slices.Contains([]ipam.State{ipam.Held, ipam.Cooling, ipam.Quarantined, ipam.Reserved, ipam.Lent}, rec.State):
 		err = fmt.Errorf("state %q", rec.State)
 	case rests(rec) == rec.Until.IsZero():
 		err = fmt.Errorf("%s until %s", rec.State, rec.Until)
