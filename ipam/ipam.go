@@ -96,6 +96,19 @@ type Record struct {
 // PoolID is Pool.ID of the record's pool.
 func (r Record) PoolID() string { return poolID(r.Pool, r.PoolUUID) }
 
+// Says is what the record says of its address, for people.
+func (r Record) Says() string {
+	switch {
+	case r.State == "":
+		return "free"
+	case r.State == Held:
+		return "held by " + r.Attachment.String()
+	case r.Reason != "":
+		return string(r.State) + ": " + r.Reason
+	}
+	return string(r.State)
+}
+
 // Over reports whether a Cooling or Quarantined record has run its time.
 func (r Record) Over(now time.Time) bool {
 	switch r.State {

@@ -219,7 +219,11 @@ func decodeAttachment(key, value []byte) (rec ipam.AttachmentRecord, err error) 
 // setRecord replaces the record of an address, old by next, where the zero
 // Record stands for a free address. This is the only way a state changes.
 func (t *tx) setRecord(old, next ipam.Record) error {
-	var errs []error
+	lent, err := t.lentWith(old)
+	if lent.State != "" && (next.State == "" || next.State == ipam.Cooling) {
+		next = lent
+	}
+	errs := []error{err}
 	if rests(old) {
 		errs = append(errs, t.unrest(old))
 	}

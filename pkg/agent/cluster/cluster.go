@@ -63,7 +63,7 @@ type Ledger interface {
 	With(func(*ledger.Ledger) error) error
 }
 
-// Config of a Cluster. All but Addresses, Events and Now are required.
+// Config of a Cluster. All but Addresses, Loan, Events and Now are required.
 type Config struct {
 	// Open connects to the registry's store; close ends the connection, and
 	// failed tells of a store in this process that has broken. It is called again
@@ -80,6 +80,8 @@ type Config struct {
 	// none while nobody knows them. Each round tells the registry, if they are
 	// others than before.
 	Addresses func() []netip.Addr
+	// Loan is called for each trader: what this node lends; nil is nothing.
+	Loan func() *leases.Loan
 	// Events hear of what changes; default: the Log alone.
 	Events *event.Log
 	// Now is the wall clock; default fault.Now.

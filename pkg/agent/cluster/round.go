@@ -136,6 +136,9 @@ func (c *Cluster) withTrader(f func(*leases.Trader) error) error {
 	return c.conf.Ledger.With(func(l *ledger.Ledger) error {
 		if c.trader == nil || c.trader.Ledger != l {
 			c.trader = &leases.Trader{Ledger: l, Registry: *c.store.Load(), Session: c.session, Now: c.conf.Now, Lost: c.lostAddresses, Learned: c.tellLearned}
+			if c.conf.Loan != nil {
+				c.trader.Loan = c.conf.Loan()
+			}
 		}
 		return f(c.trader)
 	})

@@ -26,6 +26,8 @@ const (
 	// withdrawAfter is when peers are told that an address is gone: one that comes
 	// back, as with a link that flaps, is worth no change on all nodes.
 	withdrawAfter = 3 * time.Second
+	// untoldAgain is when to try again to tell of a block that is lent.
+	untoldAgain = 5 * time.Second
 	// armedFor is how long an attachment has until it is on record.
 	armedFor = 30 * time.Second
 )
@@ -164,6 +166,9 @@ func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) 
 		}
 		fail(t.remember(now), &left.ledger)
 	}
+	if now.untold = t.tell(now); now.untold != nil {
+		next = min(next, untoldAgain)
+	}
 	return left, next
 }
 
@@ -213,6 +218,9 @@ func (t *Task) complain(now round) (out []string) {
 	}
 	if now.snapshot == nil {
 		return out
+	}
+	if now.untold != nil {
+		say("%v", now.untold)
 	}
 	for _, n := range now.snapshot.Networks {
 		if why := n.Why; why != "" {
@@ -294,6 +302,9 @@ func (t *Task) masquerade() (map[string]bool, error) {
 			return nil
 		})
 	})
+	if f := t.conf.SubnetFile; f != nil && f.IPMasq {
+		out[f.Network] = true // the containers of others are on no record here
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for name, until := range t.armed {
