@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -333,16 +332,7 @@ func lockParent(ctx context.Context, c *client.Client, parent string) (unlock fu
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(dir, "parent-"+parent+".lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := flock.Lock(ctx, int(f.Fd()), false); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %q: %w", path, err)
-	}
-	return func() { f.Close() }, nil
+	return flock.File(ctx, filepath.Join(dir, "parent-"+parent+".lock"))
 }
 
 // Lock keeps other processes from making or removing what attachments share

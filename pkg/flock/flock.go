@@ -6,6 +6,8 @@ package flock
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,6 +46,21 @@ func Lock(ctx context.Context, fd int, shared bool) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// File waits likewise for the exclusive lock on a file of its own, which is made
+// where it is missing, and never renamed or removed: all have to wait on the same
+// one.
+func File(ctx context.Context, path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := Lock(ctx, int(f.Fd()), false); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %q: %w", path, err)
+	}
+	return func() { f.Close() }, nil
 }
 
 func call(fd, how int) error {
