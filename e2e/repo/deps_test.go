@@ -42,7 +42,7 @@ var rooms = []struct {
 	{"pkg/digest", nil, "names are made everywhere"},
 	{"pkg/cli", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/registry/record", "pkg/link", "pkg/netns", "pkg/vxlan", "pkg/agent/api"},
 		"commands show and repair what the ledger holds, through the agent when that has it open; the registry is the agent's alone"},
-	{"pkg/agent", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry", "ipam/registry/record", "pkg/agent/api", "pkg/arp", "pkg/hostnet", "pkg/link", "pkg/neigh", "pkg/netns", "pkg/nft", "pkg/reconcile", "pkg/route", "pkg/vxlan"},
+	{"pkg/agent", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry", "ipam/registry/record", "pkg/agent/api", "pkg/arp", "pkg/flock", "pkg/hostnet", "pkg/link", "pkg/neigh", "pkg/netns", "pkg/nft", "pkg/reconcile", "pkg/route", "pkg/vxlan"},
 		"the agent serves the domain; attachments are the plugins'"},
 	{"pkg/agent/api", []string{"ipam", "ipam/ledger", "ipam/client", "ipam/lease", "ipam/registry/record"},
 		"documents and a client, for other programs too: nothing of the agent behind them"},

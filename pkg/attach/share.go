@@ -6,8 +6,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -327,12 +325,7 @@ func (a *adder) reach(ctx context.Context) error {
 // lockParent keeps other processes from making or removing what is shared on
 // a parent until unlock.
 func lockParent(ctx context.Context, c *client.Client, parent string) (unlock func(), err error) {
-	dir := c.Options().RunDir
-	// After a reboot a DEL may be the first to come.
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	return flock.File(ctx, filepath.Join(dir, "parent-"+parent+".lock"))
+	return flock.Shared(ctx, c.Options().RunDir, parent)
 }
 
 // Lock keeps other processes from making or removing what attachments share

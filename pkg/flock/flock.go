@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,6 +62,16 @@ func File(ctx context.Context, path string) (unlock func(), err error) {
 		return nil, fmt.Errorf("lock %q: %w", path, err)
 	}
 	return func() { f.Close() }, nil
+}
+
+// Shared is File for what processes of a host share under a name, with the folder
+// where such locks are, which goes with a reboot.
+func Shared(ctx context.Context, runDir, name string) (unlock func(), err error) {
+	// After a reboot a DEL may be the first to come.
+	if err := os.MkdirAll(runDir, 0o755); err != nil {
+		return nil, err
+	}
+	return File(ctx, filepath.Join(runDir, "parent-"+name+".lock"))
 }
 
 func call(fd, how int) error {

@@ -159,6 +159,7 @@ func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) 
 		_ = t.rules.apply(ctx, ruleset(now))
 	}
 	t.forward(now)
+	fail(t.trim(ctx, now), &left.host)
 	if routed == nil && now.masquerade != nil {
 		now.synced = make(map[string]bool)
 		for _, n := range now.snapshot.Networks {
