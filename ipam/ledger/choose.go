@@ -251,7 +251,7 @@ func (c *chooser) oldest(i int) (ok bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if !rests(rec) {
+	if !rest.Rests(rec) {
 		return false, fmt.Errorf("%w: address %s rests, and its record says %q", ErrCorrupt, found, rec.State)
 	}
 	c.set(i, found, from, rec)

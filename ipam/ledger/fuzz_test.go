@@ -32,7 +32,7 @@ func FuzzRecord(f *testing.F) {
 			if err != nil || !bytes.Equal(b, record.Encode(again)) {
 				t.Errorf("%x comes back as %+v, %v", b, again, err)
 			}
-			restEntry(rec)
+			rest.Of(rec)
 			parkedKey(rec)
 		} else if !errors.Is(err, ErrCorrupt) {
 			t.Error(err)

@@ -65,10 +65,10 @@ func (t *tx) taken(a netip.Addr) (last netip.Addr, yes bool, err error) {
 func (t *tx) take(a netip.Addr) error   { return corrupt(t.takenRuns().Add(a)) }
 func (t *tx) loosen(a netip.Addr) error { return corrupt(t.takenRuns().Remove(a)) }
 
-// corrupt says of an index that does not fit what is done to it, and of a
-// history that is none, that the ledger is damaged.
+// corrupt says of an index that does not fit what is done to it, and of entries
+// that are none, that the ledger is damaged.
 func corrupt(err error) error {
-	if errors.Is(err, run.ErrBroken) || errors.Is(err, history.ErrBroken) {
+	if errors.Is(err, run.ErrBroken) || errors.Is(err, history.ErrBroken) || errors.Is(err, rest.ErrBroken) {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return err
@@ -77,16 +77,9 @@ func corrupt(err error) error {
 // Rest queue: see package rest. Parked: the cooling ones by the owner who may
 // have them back: pool, owner, address -> 1.
 
-func rests(r ipam.Record) bool { return rest.Rests(r) }
-
-func restEntry(r ipam.Record) (key, value []byte) { return rest.Of(r) }
-
 func decodeRest(k, v []byte) (rest.Entry, error) {
 	r, err := rest.Decode(k, v)
-	if err != nil {
-		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
-	return r, err
+	return r, corrupt(err)
 }
 
 // parkedPrefix is what the keys of an owner's parked addresses begin with.
@@ -104,7 +97,7 @@ func parkedKey(r ipam.Record) []byte {
 }
 
 func (t *tx) rest(r ipam.Record) error {
-	key, value := restEntry(r)
+	key, value := rest.Of(r)
 	if err := t.put(bucketRest, key, value); err != nil || r.State != ipam.Cooling {
 		return err
 	}
@@ -112,7 +105,7 @@ func (t *tx) rest(r ipam.Record) error {
 }
 
 func (t *tx) unrest(r ipam.Record) error {
-	key, _ := restEntry(r)
+	key, _ := rest.Of(r)
 	if err := t.del(bucketRest, key); err != nil || r.State != ipam.Cooling {
 		return err
 	}
@@ -156,7 +149,7 @@ func (t *tx) expire() error {
 			if err != nil {
 				return err
 			}
-			if key, _ := restEntry(rec); !bytes.Equal(key, k) {
+			if key, _ := rest.Of(rec); !bytes.Equal(key, k) {
 				return fmt.Errorf("%w: address %s rests, and its record says %q", ErrCorrupt, r.Addr, rec.State)
 			}
 			if err := t.setRecord(rec, ipam.Record{}); err != nil {

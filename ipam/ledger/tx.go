@@ -14,6 +14,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/history"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
+	"github.com/underlay-cni/underlay/ipam/ledger/rest"
 	"github.com/underlay-cni/underlay/ipam/ledger/run"
 )
 
@@ -182,7 +183,7 @@ func decodeRecord(key, value []byte) (rec ipam.Record, err error) {
 		err = fmt.Errorf("it is that of %s", rec.Address)
 	case !slices.Contains([]ipam.State{ipam.Held, ipam.Cooling, ipam.Quarantined, ipam.Reserved, ipam.Lent}, rec.State):
 		err = fmt.Errorf("state %q", rec.State)
-	case rests(rec) == rec.Until.IsZero():
+	case rest.Rests(rec) == rec.Until.IsZero():
 		err = fmt.Errorf("%s until %s", rec.State, rec.Until)
 	}
 	if err != nil {
@@ -224,10 +225,10 @@ func (t *tx) setRecord(old, next ipam.Record) error {
 		next = lent
 	}
 	errs := []error{err}
-	if rests(old) {
+	if rest.Rests(old) {
 		errs = append(errs, t.unrest(old))
 	}
-	if rests(next) {
+	if rest.Rests(next) {
 		errs = append(errs, t.rest(next))
 	}
 	errs = append(errs, t.moveFree(old, next))

@@ -7,6 +7,7 @@ package rest
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -14,6 +15,9 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/run"
 )
+
+// ErrBroken is returned for what is no entry.
+var ErrBroken = errors.New("an entry of the rest queue is none")
 
 // Kind says who may have the address.
 type Kind byte
@@ -60,7 +64,7 @@ func Decode(key, value []byte) (e Entry, err error) {
 		e.Addr, ok = run.ParseKey(key[8:])
 	}
 	if !ok {
-		err = fmt.Errorf("entry %x of the rest queue is none", key)
+		err = fmt.Errorf("%w: %x", ErrBroken, key)
 	}
 	return e, err
 }
