@@ -69,7 +69,7 @@ func (t *Trader) lendAgain(pools []record.Pool) error {
 	}
 	all, err := ReadLent(t.Loan.RunDir)
 	if err != nil {
-		return fmt.Errorf("what this node lends: %w", err)
+		return fmt.Errorf("what this node lends to those who read a subnet file: %w; remove it if there are none, or reboot", err)
 	}
 	for _, l := range all {
 		if !slices.ContainsFunc(pools, func(p record.Pool) bool { return p.UUID == l.UUID }) {

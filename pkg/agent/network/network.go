@@ -304,6 +304,7 @@ type round struct {
 	// away says why the registry is not known; err what else went wrong, and
 	// untold what keeps the subnet file from being right.
 	away, err, untold error
+	deaf              []string // why the host does not forward
 }
 
 // news wakes all who wait for a round.

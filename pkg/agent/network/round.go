@@ -158,7 +158,7 @@ func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) 
 		// What is wrong with the rules is told apart, and tried again there.
 		_ = t.rules.apply(ctx, ruleset(now))
 	}
-	t.forward(now)
+	now.deaf = t.forward(now)
 	fail(t.trim(ctx, now), &left.host)
 	if routed == nil && now.masquerade != nil {
 		now.synced = make(map[string]bool)
@@ -223,6 +223,7 @@ func (t *Task) complain(now round) (out []string) {
 	if now.untold != nil {
 		say("%v", now.untold)
 	}
+	out = append(out, now.deaf...)
 	for _, n := range now.snapshot.Networks {
 		if why := n.Why; why != "" {
 			say("network %q: %s", n.Name, why)
@@ -339,10 +340,10 @@ func ruleset(r round) (want nft.Ruleset) {
 	return want
 }
 
-// forward has the host pass on what comes in from peers.
-func (t *Task) forward(r round) {
+// forward has the host pass on what comes in from peers, or says why it does not.
+func (t *Task) forward(r round) (deaf []string) {
 	if !slices.ContainsFunc(r.snapshot.Networks, func(n plan.Network) bool { return n.Why == "" }) {
-		return
+		return nil
 	}
 	six := slices.ContainsFunc(r.plan.Forward, func(p netip.Prefix) bool { return p.Addr().Is6() })
 	devs := slices.Clone(r.plan.Devs)
@@ -362,7 +363,8 @@ func (t *Task) forward(r round) {
 			t.log.Info("the host forwards what comes in by an interface", "dev", dev, "sysctl", changed)
 		}
 		if err != nil {
-			t.log.Warn("peers do not reach this node's containers", "dev", dev, "err", err)
+			deaf = append(deaf, fmt.Sprintf("peers do not reach this node's containers: %v", err))
 		}
 	}
+	return deaf
 }
