@@ -95,11 +95,13 @@ const (
 	Found
 	// Silent: it has not.
 	Silent
+	// Asking: it was asked, and has time left.
+	Asking
 )
 
 // String names it.
 func (a Answer) String() string {
-	return [...]string{"unknown", "found", "silent"}[a]
+	return [...]string{"unknown", "found", "silent", "asking"}[a]
 }
 
 // Host is the network of a namespace. It is safe for concurrent use.
