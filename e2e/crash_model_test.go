@@ -147,6 +147,9 @@ var elsewhere = map[string]string{
 	"ledger.intent.kept":     "the agent alone gives addresses away",
 	"ledger.confirm.written": "the agent alone confirms leases",
 	"ledger.renew.kept":      "the agent alone renews a node",
+	// TestSubnetFileKilled has these.
+	"leases.lent":  "the agent alone lends blocks",
+	"leases.noted": "the same",
 }
 
 // wantEveryPoint: each point in the source has killed, so that a new one does

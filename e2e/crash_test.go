@@ -42,8 +42,8 @@ func TestCrashEveryStep(t *testing.T) {
 		{name: "dual-stack", verbs: both, keys: keys{"conflictDetection": "fast"}},
 		{name: "hostAccess", verbs: both, keys: keys{"mode": "bridge", "hostAccess": true}},
 		{name: "passthru", verbs: both, keys: keys{"mode": "passthru", "mac": "02:00:00:00:00:07"}, alone: true},
-		{name: "hostgw", verbs: both, keys: keys{"type": "hostgw", "ipMasq": true, "ipam": routedRanges}},
-		{name: "hostgw on a bridge", verbs: both, keys: keys{"type": "hostgw", "bridge": "ul0", "ipam": routedRanges}},
+		{name: "hostgw", verbs: both, keys: keys{"type": "hostgw", "ipMasq": true, "peers": routedPeers, "ipam": routedRanges}},
+		{name: "hostgw on a bridge", verbs: both, keys: keys{"type": "hostgw", "bridge": "ul0", "peers": routedPeers, "ipam": routedRanges}},
 		{name: "segment", verbs: both, chain: []keys{segment(5001, nil), {"type": "macvlan", "mode": "bridge", "ipam": lanRanges}}},
 		{name: "overlay", verbs: both, host: func(t *testing.T, h *lab.Host) { uplink(t, h, "pods", 1, 1430) },
 			chain: []keys{{"type": "hostgw", "ipam": routedRanges}, overlay(nil)}},
@@ -82,6 +82,9 @@ var lanRanges = json.RawMessage(`{"type": "underlay", "ranges": [[{"subnet": "10
 // routedRanges are none of the segment's.
 var routedRanges = json.RawMessage(`{"type": "underlay", "ranges": [[{"subnet": "10.5.1.0/28"}], [{"subnet": "fd05::/112"}]]}`)
 
+// routedPeers are on the segment, whether or not they are there.
+var routedPeers = []keys{{"prefix": "10.5.2.0/24", "via": "192.0.2.200"}, {"prefix": "fd05:0:0:2::/64", "via": "2001:db8::200"}}
+
 func everyStep(t *testing.T, test crashCase, verb string, kills *tally) {
 	c := newCrash(t, test)
 	c.begin(verb)
@@ -111,6 +114,9 @@ func everyStep(t *testing.T, test crashCase, verb string, kills *tally) {
 					t.Errorf("still holds %v", held)
 				}
 				wantNothing(t, c.h, c.before, c.Namespace, c.neighbour.Namespace)
+				if c.keys["type"] == "hostgw" {
+					wantNoStatic(t, c.h)
+				}
 			})
 			if !passed {
 				c = newCrash(t, test) // what is left on this one would fail the rest

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,6 +23,18 @@ func wantNoStatic(t *testing.T, h *lab.Host) {
 	if left := mustDo(t, h.Namespace, "nft", "list", "tables"); strings.Contains(left, "underlay") {
 		t.Errorf("rules left: %s", left)
 	}
+	left, err := filepath.Glob(filepath.Join(h.RunDir, "static.d", "*"))
+	left = slices.DeleteFunc(left, func(path string) bool { return filepath.Base(path) == "lock" })
+	if err != nil || len(left) > 0 {
+		t.Errorf("records left: %v, %v", left, err)
+	}
+}
+
+// podHost is a host on a segment, and the links that it has before any container.
+func podHost(t *testing.T) (h *lab.Host, before []lab.Link) {
+	t.Helper()
+	h = newBed(t).h1
+	return h, hostLinks(t, h)
 }
 
 // GC takes away all that attachments have which are valid no more, and nothing
@@ -30,8 +44,7 @@ func TestHostgwGC(t *testing.T) {
 	for name, more := range hostgwModes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := newBed(t).h1
-			before := hostLinks(t, h)
+			h, before := podHost(t)
 			gc := func(valid string) error {
 				conf := keys{"dataDir": h.DataDir, "runDir": h.RunDir}
 				if valid != absent {
@@ -94,8 +107,7 @@ func TestHostgwDel(t *testing.T) {
 		for name, spoil := range tests {
 			t.Run(mode+", "+name, func(t *testing.T) {
 				t.Parallel()
-				h := newBed(t).h1
-				before := hostLinks(t, h)
+				h, before := podHost(t)
 				c := attach(t, h, "c1", pods(t, h, merged(keys{"ipMasq": true}, more)))
 				spoil(t, h, c)
 				for range 2 {
@@ -140,8 +152,7 @@ func TestHostgwStatus(t *testing.T) {
 // when the other goes.
 func TestHostgwTwoNetworks(t *testing.T) {
 	t.Parallel()
-	h := newBed(t).h1
-	before := hostLinks(t, h)
+	h, before := podHost(t)
 	a := attach(t, h, "c1", pods(t, h, keys{"ipMasq": true}))
 	b := attach(t, h, "c2", pods(t, h, keys{
 		"name": "others", "bridge": "ul0", "peers": []keys{{"prefix": "10.6.2.0/24", "via": "192.0.2.2"}},
@@ -257,4 +268,34 @@ func TestHostgwChainedAgain(t *testing.T) {
 	_, err := call{plugin: "hostgw", verb: "DEL", rt: rt}.run(t, h, pods(t, h, keys{"dataDir": h.DataDir, "runDir": h.RunDir, "ipam": keys{}}))
 	wantOK(t, "DEL", err)
 	wantNoStatic(t, h)
+}
+
+// What was made for a network that the agent keeps is taken back also where the
+// configuration has changed to one that no agent keeps, and the other way round.
+func TestHostgwChainedChanges(t *testing.T) {
+	t.Parallel()
+	h, before := podHost(t)
+	n, rt := container(t, h, "c1")
+	kept, own := keys{"peers": nil, "network": "pods"}, keys{"ipMasq": true}
+	run := func(verb string, more keys) {
+		t.Helper()
+		_, err := call{plugin: "hostgw", verb: verb, rt: rt}.run(t, h, pods(t, h, merged(keys{
+			"dataDir": h.DataDir, "runDir": h.RunDir, "ipam": keys{}, "cni.dev/valid-attachments": []string{},
+			"prevResult": json.RawMessage(`{"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": "` + rt.NetNS + `"}],
+				"ips": [{"address": "10.5.1.2/24", "interface": 0}]}`),
+		}, more)))
+		wantOK(t, verb, err)
+	}
+	for _, then := range []string{"DEL", "GC"} {
+		run("ADD", kept)
+		if all := readBooks(t, h).Attachments; len(all) != 1 {
+			t.Errorf("on record: %+v", all)
+		}
+		run(then, own)
+		wantNothing(t, h, before, n)
+		run("ADD", own)
+		run(then, kept)
+		wantNothing(t, h, before, n)
+		wantNoStatic(t, h)
+	}
 }

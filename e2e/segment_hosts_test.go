@@ -151,7 +151,9 @@ func TestSegmentOrNetwork(t *testing.T) {
 	c.pool(podPool)
 	h := c.hosts[0]
 	r := h.inSegment("red", 5001, "r1")
-	eventually(t, "published", func() bool { return strings.Contains(ctl(t, h.Host, "segment", "list", "-o", "json"), `"published": true`) })
+	eventually(t, "published", func() bool {
+		return strings.Contains(ctl(t, h.Host, "segment", "list", "-o", "json"), `"published": true`)
+	})
 	file := filepath.Join(t.TempDir(), "network.json")
 	object := `{"version": 1, "name": "pods", "pool": "pods", "backend": "vxlan", "vni": 5001, "port": 4789}`
 	if err := os.WriteFile(file, []byte(object), 0o600); err != nil {

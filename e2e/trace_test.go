@@ -41,6 +41,22 @@ func TestTrace(t *testing.T) {
 	trace(b.addrs[0].String(), a.addrs[0].String(), "!is an address of node h2: run this there")
 	trace("10.5.0", "192.0.2.1", "!FROM: \"10.5.0\" is not an IP address")
 
+	// Nobody answers for the other host any more: the kernel loses patience.
+	h2.cut(true)
+	mustDo(t, h1.Namespace, "ip", "neigh", "flush", "dev", "eth1")
+	eventually(t, "the neighbour is given up", func() bool {
+		_, _ = h1.Exec(t.Context(), "ping", "-c1", "-W1", "-I", "192.0.2.1", "192.0.2.2")
+		out, _ := h1.Exec(t.Context(), "ip", "neigh", "show", "192.0.2.2", "dev", "eth1")
+		return strings.Contains(out, "FAILED")
+	})
+	trace(a.addrs[0].String(), "192.0.2.2", "!nobody answers at 192.0.2.2 on eth1: the neighbour's entry there is FAILED")
+	h2.cut(false)
+	eventually(t, "the neighbour is back", func() bool {
+		_, err := h1.Exec(t.Context(), "ping", "-c1", "-W1", "-I", "192.0.2.1", "192.0.2.2")
+		return err == nil
+	})
+	h1.routesTo("192.0.2.2", "2001:db8::2")
+
 	// The agent holds still while somebody deletes a route.
 	h1.cmd.Process.Signal(syscall.SIGSTOP)
 	for _, r := range h1.peerRoutes(4) {

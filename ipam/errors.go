@@ -54,7 +54,8 @@ type Counts struct {
 	Held        uint64 `json:"held"`
 	Cooling     uint64 `json:"cooling"`
 	Quarantined uint64 `json:"quarantined"`
-	Reserved    uint64 `json:"reserved"`
+	// Reserved are also those that are lent.
+	Reserved uint64 `json:"reserved"`
 	// Other are addresses that the host itself or overlapping pools hold.
 	Other uint64 `json:"other"`
 	// Giving and Elsewhere, of a cluster pool: on their way to another node, and

@@ -45,6 +45,9 @@ const (
 	// Reserved: kept out of use by the operator, or found in use by a rebuild
 	// that could not tell by whom.
 	Reserved State = "reserved"
+	// Lent: of a block of a cluster pool that somebody else on this node gives out
+	// addresses of, whom Record.Reason names: all of the block is out of use here.
+	Lent State = "lent"
 	// Giving: of a cluster pool, on its way to another node. No Record says so,
 	// but what the ledger keeps of the block.
 	Giving State = "giving"
@@ -84,7 +87,7 @@ type Record struct {
 	Until time.Time `json:"until,omitzero"`
 	// Strict keeps a cooling address from anybody but its owner until Until.
 	Strict bool `json:"strict,omitempty"`
-	// Reason says why the address is quarantined or reserved.
+	// Reason says why the address is quarantined or reserved, or to whom it is lent.
 	Reason string `json:"reason,omitempty"`
 	// MissedAt is when the holder's namespace was first seen to be gone.
 	MissedAt time.Time `json:"missedAt,omitzero"`
@@ -92,6 +95,19 @@ type Record struct {
 
 // PoolID is Pool.ID of the record's pool.
 func (r Record) PoolID() string { return poolID(r.Pool, r.PoolUUID) }
+
+// Says is what the record says of its address, for people.
+func (r Record) Says() string {
+	switch {
+	case r.State == "":
+		return "free"
+	case r.State == Held:
+		return "held by " + r.Attachment.String()
+	case r.Reason != "":
+		return string(r.State) + ": " + r.Reason
+	}
+	return string(r.State)
+}
 
 // Over reports whether a Cooling or Quarantined record has run its time.
 func (r Record) Over(now time.Time) bool {

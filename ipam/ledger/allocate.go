@@ -383,8 +383,8 @@ func (l *Ledger) Reserve(pool string, a netip.Addr, reason string) (rec ipam.Rec
 		if err != nil {
 			return err
 		}
-		if old.State == ipam.Held {
-			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is %s", a, says(old))}
+		if old.State == ipam.Held || old.State == ipam.Lent {
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is %s", a, old.Says())}
 		}
 		at := from.Address(a)
 		rec = ipam.Record{Version: record.Version, Pool: p.Name, PoolUUID: p.UUID, Address: at.Prefix, Gateway: at.Gateway, State: ipam.Reserved, BootID: t.boot, Since: t.now, Reason: reason}

@@ -182,11 +182,11 @@ func (t *tx) keepBook(pool string, kept record.Block, b lease.Book, mine func(ne
 	if bytes.Equal(value, t.get(bucketBlock, key)) {
 		return nil
 	}
-	// What rests, and is not the node's any more, does not rest here.
+	// What rests or is lent, and is not the node's any more, is so elsewhere.
 	var rests []ipam.Record
 	used := map[netip.Addr]bool{}
 	err := t.recordsOf(pool, b.CIDR, func(rec ipam.Record) {
-		if !next.Has(rec.Address.Addr()) && t.status(rec) == lease.Free {
+		if !next.Has(rec.Address.Addr()) && (t.status(rec) == lease.Free || rec.State == ipam.Lent) {
 			rests = append(rests, rec)
 		} else {
 			used[rec.Address.Addr()] = true

@@ -9,6 +9,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
+	"github.com/underlay-cni/underlay/ipam/ledger/rest"
 )
 
 // choice is an address to be given out, with the range that it is in and the
@@ -230,16 +231,16 @@ func (c *chooser) oldest(i int) (ok bool, err error) {
 	var found netip.Addr
 	var from ipam.Range
 	var blockErr error
-	err = c.resting(func(r resting) bool {
-		if r.kind != anybody && !r.over(c.now) || c.used[r.addr] {
+	err = c.resting(func(r rest.Entry) bool {
+		if r.Kind != rest.Anybody && !r.Over(c.now) || c.used[r.Addr] {
 			return true
 		}
 		var usable bool
-		if from, usable = c.req.Pool.Sets[i].Find(r.addr); usable {
-			usable, blockErr = c.mine(c.req.Pool, r.addr)
+		if from, usable = c.req.Pool.Sets[i].Find(r.Addr); usable {
+			usable, blockErr = c.mine(c.req.Pool, r.Addr)
 		}
 		if usable {
-			found = r.addr
+			found = r.Addr
 		}
 		return !usable && blockErr == nil
 	})
@@ -250,7 +251,7 @@ func (c *chooser) oldest(i int) (ok bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if !rests(rec) {
+	if !rest.Rests(rec) {
 		return false, fmt.Errorf("%w: address %s rests, and its record says %q", ErrCorrupt, found, rec.State)
 	}
 	c.set(i, found, from, rec)
@@ -368,7 +369,7 @@ func count(n *ipam.Counts, pool string, rec ipam.Record) {
 		n.Cooling++
 	case rec.State == ipam.Quarantined:
 		n.Quarantined++
-	case rec.State == ipam.Reserved:
+	case rec.State == ipam.Reserved, rec.State == ipam.Lent:
 		n.Reserved++
 	}
 }

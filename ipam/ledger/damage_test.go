@@ -17,6 +17,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
+	"github.com/underlay-cni/underlay/ipam/ledger/rest"
 )
 
 // breakFile has every later write to the ledger's file fail, as on a disk
@@ -254,7 +255,7 @@ func TestCheckFinds(t *testing.T) {
 		{"run of nonsense", func(t *tx) error { return t.put(bucketRun, []byte("x"), []byte("y")) }, "79-78"},
 		{"rest lost", func(t *tx) error { return t.del(bucketRest, t.firstKey(bucketRest)) }, `10.0.0.3/24 should have`},
 		{"rest too many", func(t *tx) error {
-			return t.put(bucketRest, append(micros(t.now), addrKey(a)...), append(micros(t.now), 'a'))
+			return t.put(bucketRest, append(rest.Micros(t.now), addrKey(a)...), append(rest.Micros(t.now), 'a'))
 		}, `address 10.0.0.2 rests until`},
 		{"parked lost", func(t *tx) error { return t.del(bucketParked, t.firstKey(bucketParked)) }, `10.0.0.3/24 should have`},
 		{"parked too many", func(t *tx) error {

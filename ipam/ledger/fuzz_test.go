@@ -12,6 +12,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/boltfile"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
+	"github.com/underlay-cni/underlay/ipam/ledger/rest"
 	"github.com/underlay-cni/underlay/ipam/ledger/run"
 	"github.com/underlay-cni/underlay/ipam/ledger/spool"
 )
@@ -31,7 +32,7 @@ func FuzzRecord(f *testing.F) {
 			if err != nil || !bytes.Equal(b, record.Encode(again)) {
 				t.Errorf("%x comes back as %+v, %v", b, again, err)
 			}
-			restEntry(rec)
+			rest.Of(rec)
 			parkedKey(rec)
 		} else if !errors.Is(err, ErrCorrupt) {
 			t.Error(err)
@@ -42,7 +43,7 @@ func FuzzRecord(f *testing.F) {
 			t.Error(err)
 		}
 		if r, err := decodeRest(key, value); err == nil {
-			if b := append(micros(r.until), addrKey(r.addr)...); !bytes.Equal(b, key) {
+			if b := append(rest.Micros(r.Until), addrKey(r.Addr)...); !bytes.Equal(b, key) {
 				t.Errorf("rest entry %x comes back as %x", key, b)
 			}
 		}

@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -13,6 +12,8 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger/history"
+	"github.com/underlay-cni/underlay/ipam/ledger/record"
+	"github.com/underlay-cni/underlay/ipam/ledger/rest"
 	"github.com/underlay-cni/underlay/ipam/ledger/run"
 )
 
@@ -64,70 +65,21 @@ func (t *tx) taken(a netip.Addr) (last netip.Addr, yes bool, err error) {
 func (t *tx) take(a netip.Addr) error   { return corrupt(t.takenRuns().Add(a)) }
 func (t *tx) loosen(a netip.Addr) error { return corrupt(t.takenRuns().Remove(a)) }
 
-// corrupt says of an index that does not fit what is done to it, and of a
-// history that is none, that the ledger is damaged.
+// corrupt says of an index that does not fit what is done to it, and of entries
+// that are none, that the ledger is damaged.
 func corrupt(err error) error {
-	if errors.Is(err, run.ErrBroken) || errors.Is(err, history.ErrBroken) {
+	if errors.Is(err, run.ErrBroken) || errors.Is(err, history.ErrBroken) || errors.Is(err, rest.ErrBroken) {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return err
 }
 
-// Rest queue: the records that end by time, those that end first in front:
-// end, address -> beginning and kind. Parked: the cooling ones by the owner
-// who may have them back: pool, owner, address -> 1.
+// Rest queue: see package rest. Parked: the cooling ones by the owner who may
+// have them back: pool, owner, address -> 1.
 
-// kind of an entry of the rest queue: who may have the address.
-type kind byte
-
-const (
-	anybody kind = 'a' // when nothing else is free
-	owner   kind = 'o'
-	nobody  kind = 'n'
-)
-
-// resting is an entry of the rest queue.
-type resting struct {
-	addr         netip.Addr
-	since, until time.Time
-	kind         kind
-}
-
-// over is Record.Over.
-func (r resting) over(now time.Time) bool { return ipam.RestOver(now, r.since, r.until) }
-
-func rests(r ipam.Record) bool { return r.State == ipam.Cooling || r.State == ipam.Quarantined }
-
-// micros turns a time into bytes that sort like it.
-func micros(t time.Time) []byte {
-	return binary.BigEndian.AppendUint64(nil, uint64(t.UnixMicro())^1<<63)
-}
-
-func parseMicros(b []byte) time.Time {
-	return time.UnixMicro(int64(binary.BigEndian.Uint64(b) ^ 1<<63)).UTC()
-}
-
-func restEntry(r ipam.Record) (key, value []byte) {
-	k := anybody
-	switch {
-	case r.State == ipam.Quarantined:
-		k = nobody
-	case r.Strict:
-		k = owner
-	}
-	return append(micros(r.Until), addrKey(r.Address.Addr())...), append(micros(r.Since), byte(k))
-}
-
-func decodeRest(k, v []byte) (r resting, err error) {
-	ok := len(k) > 8 && len(v) == 9
-	if ok {
-		r.until, r.since, r.kind = parseMicros(k), parseMicros(v), kind(v[8])
-		r.addr, ok = parseAddr(k[8:])
-	}
-	if !ok {
-		err = fmt.Errorf("%w: entry %x of the rest queue", ErrCorrupt, k)
-	}
-	return r, err
+func decodeRest(k, v []byte) (rest.Entry, error) {
+	r, err := rest.Decode(k, v)
+	return r, corrupt(err)
 }
 
 // parkedPrefix is what the keys of an owner's parked addresses begin with.
@@ -145,7 +97,7 @@ func parkedKey(r ipam.Record) []byte {
 }
 
 func (t *tx) rest(r ipam.Record) error {
-	key, value := restEntry(r)
+	key, value := rest.Of(r)
 	if err := t.put(bucketRest, key, value); err != nil || r.State != ipam.Cooling {
 		return err
 	}
@@ -153,7 +105,7 @@ func (t *tx) rest(r ipam.Record) error {
 }
 
 func (t *tx) unrest(r ipam.Record) error {
-	key, _ := restEntry(r)
+	key, _ := rest.Of(r)
 	if err := t.del(bucketRest, key); err != nil || r.State != ipam.Cooling {
 		return err
 	}
@@ -162,7 +114,7 @@ func (t *tx) unrest(r ipam.Record) error {
 
 // resting calls fn with the entries of the rest queue, first to end first,
 // until it returns false.
-func (t *tx) resting(fn func(resting) (more bool)) error {
+func (t *tx) resting(fn func(rest.Entry) (more bool)) error {
 	c := t.bucket(bucketRest).Cursor()
 	for k, v := c.First(); k != nil; k, v = c.Next() {
 		r, err := decodeRest(k, v)
@@ -190,15 +142,15 @@ func (t *tx) expire() error {
 			if err != nil {
 				return err
 			}
-			if !r.over(t.now) {
+			if !r.Over(t.now) {
 				break
 			}
-			rec, err := t.record(r.addr)
+			rec, err := t.record(r.Addr)
 			if err != nil {
 				return err
 			}
-			if key, _ := restEntry(rec); !bytes.Equal(key, k) {
-				return fmt.Errorf("%w: address %s rests, and its record says %q", ErrCorrupt, r.addr, rec.State)
+			if key, _ := rest.Of(rec); !bytes.Equal(key, k) {
+				return fmt.Errorf("%w: address %s rests, and its record says %q", ErrCorrupt, r.Addr, rec.State)
 			}
 			if err := t.setRecord(rec, ipam.Record{}); err != nil {
 				return err
@@ -352,10 +304,10 @@ func (l *Ledger) Spares(pool string, n int) (out []Spare, err error) {
 			}
 		}
 		var inner error
-		err = t.resting(func(r resting) bool {
+		err = t.resting(func(r rest.Entry) bool {
 			var rec ipam.Record
-			if rec, inner = t.record(r.addr); inner == nil && rec.PoolID() == id && t.status(rec) == lease.Free && len(out) < n {
-				s := Spare{Address: r.addr, Since: rec.Since, Until: rec.Until}
+			if rec, inner = t.record(r.Addr); inner == nil && rec.PoolID() == id && t.status(rec) == lease.Free && len(out) < n {
+				s := Spare{Address: r.Addr, Since: rec.Since, Until: rec.Until}
 				if !rec.Over(t.now) && p.Sticky != ipam.NotSticky {
 					s.Owner, s.Strict = rec.Owner, rec.Strict
 				}
@@ -397,4 +349,51 @@ func (t *tx) freeFrom(p ipam.Pool, a netip.Addr, fn func(netip.Addr) bool) error
 		a = a.Next()
 	}
 	return nil
+}
+
+// Lend takes a block of a cluster pool, which is a UUID, out of use, for somebody
+// else on this node to give out its addresses: until Reclaim none of them is given
+// out here, and the block does not go back. All of it has to be the node's, and
+// unused, or the error is lease.ErrInUse. One that is lent again, to a ledger that
+// does not know of it, may be in use; what holds an address of it keeps that.
+func (l *Ledger) Lend(pool string, cidr netip.Prefix, to string, again bool) error {
+	return l.turn(pool, cidr, func(t *tx, id string, b lease.Book, kept record.Block) (err, refusal error) {
+		p, _, err := t.pool(id)
+		olds := map[netip.Addr]ipam.Record{}
+		lease.Block{CIDR: cidr}.Addrs(func(a netip.Addr) bool {
+			mark, known := b.Marks[a]
+			old, rerr := t.record(a)
+			switch err = errors.Join(err, rerr); {
+			case p.UUID == "", !known, !kept.Has(a), mark.Status == lease.Giving, mark.Status == lease.Held && old.State != ipam.Lent && !again:
+				refusal = fmt.Errorf("block %s: %s: %w", cidr, a, lease.ErrInUse)
+			case mark.Status == lease.Free:
+				olds[a] = old
+			}
+			return err == nil && refusal == nil
+		})
+		if refusal = errors.Join(refusal, t.short); err != nil || refusal != nil {
+			return err, refusal
+		}
+		for a, old := range olds {
+			err = errors.Join(err, t.setRecord(old, ipam.Record{Version: record.Version, Pool: p.Name, PoolUUID: p.UUID,
+				Address: netip.PrefixFrom(a, cidr.Bits()), State: ipam.Lent, BootID: t.boot, Since: t.now, Reason: to}))
+		}
+		return err, nil
+	})
+}
+
+// Reclaim brings a block back into use that was lent.
+func (l *Ledger) Reclaim(pool string, cidr netip.Prefix) error {
+	return l.turn(pool, cidr, func(t *tx, id string, _ lease.Book, _ record.Block) (err, refusal error) {
+		var lent []ipam.Record
+		err = t.recordsOf(id, cidr, func(rec ipam.Record) {
+			if rec.State == ipam.Lent {
+				lent = append(lent, rec)
+			}
+		})
+		for _, rec := range lent {
+			err = errors.Join(err, t.setRecord(rec, ipam.Record{}))
+		}
+		return err, nil
+	})
 }

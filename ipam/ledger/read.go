@@ -233,7 +233,7 @@ func (t *tx) info(info *Info) (err error) {
 			info.Cooling++
 		case ipam.Quarantined:
 			info.Quarantined++
-		case ipam.Reserved:
+		case ipam.Reserved, ipam.Lent:
 			info.Reserved++
 		}
 		return nil
@@ -314,6 +314,8 @@ type Block struct {
 	lease.Book
 	// Keys of the sticky owners that hold addresses of it: lease.Goal.Tag.
 	Keys map[netip.Addr]string
+	// Lent is to whom it is; "" for a block in use here.
+	Lent string
 }
 
 // Blocks returns those that the ledger knows of a pool, which is a UUID, in
@@ -330,12 +332,15 @@ func (l *Ledger) Blocks(pool string) (out []Block, err error) {
 			if b.Book, _, err = t.book(id, kept.CIDR); err != nil {
 				return err
 			}
-			out = append(out, b)
-			return t.recordsOf(id, kept.CIDR, func(rec ipam.Record) {
+			err := t.recordsOf(id, kept.CIDR, func(rec ipam.Record) {
 				if p.Sticky != ipam.NotSticky && rec.State == ipam.Held && rec.Owner != "" {
 					b.Keys[rec.Address.Addr()] = rec.Owner
+				} else if rec.State == ipam.Lent {
+					b.Lent = rec.Reason
 				}
 			})
+			out = append(out, b)
+			return err
 		})
 	})
 	return out, err

@@ -125,6 +125,24 @@ func (t *tx) released(rec ipam.Record, req ipam.ReleaseRequest) (ipam.Record, er
 	return rec, nil
 }
 
+// lentWith is what becomes of an address whose block was lent while somebody held
+// it, as soon as it is free; the zero Record for any other. Nobody ever holds the
+// first address of a block that is lent.
+func (t *tx) lentWith(rec ipam.Record) (lent ipam.Record, err error) {
+	if rec.PoolUUID == "" || rec.State == ipam.Lent {
+		return lent, nil
+	}
+	b, found, err := t.blockOf(rec.PoolID(), rec.Address.Addr())
+	if err == nil && found {
+		lent, err = t.record(b.CIDR.Addr())
+	}
+	if lent.State != ipam.Lent || lent.PoolUUID != rec.PoolUUID {
+		return ipam.Record{}, err
+	}
+	lent.Address = netip.PrefixFrom(rec.Address.Addr(), b.CIDR.Bits())
+	return lent, err
+}
+
 func (t *tx) after(d time.Duration) time.Time { return t.now.Add(d).Truncate(time.Microsecond) }
 
 // ReleaseAddress makes the ledger forget what it knows of one address, on the
@@ -144,10 +162,12 @@ func (l *Ledger) Clear(a netip.Addr, state ipam.State) (rec ipam.Record, err err
 			return err
 		}
 		if state != "" && rec.State != state {
-			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is not %s: it is %s", a, state, says(rec))}
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is not %s: it is %s", a, state, rec.Says())}
 		}
 		var next ipam.Record
 		switch rec.State {
+		case ipam.Lent:
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is %s; a block comes back as a whole, when subnetFile is not in underlayd.json any more", a, rec.Says())}
 		case "":
 			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is free, there is nothing to release", a)}
 		case ipam.Held:
@@ -169,19 +189,6 @@ func (l *Ledger) Clear(a netip.Addr, state ipam.State) (rec ipam.Record, err err
 	return rec, err
 }
 
-// says what a record says of an address, for people.
-func says(r ipam.Record) string {
-	switch {
-	case r.State == "":
-		return "free"
-	case r.State == ipam.Held:
-		return fmt.Sprintf("held by %s", r.Attachment)
-	case r.Reason != "":
-		return fmt.Sprintf("%s: %s", r.State, r.Reason)
-	}
-	return string(r.State)
-}
-
 // absent refuses what is in the ledger already.
 func (t *tx) absent(f Found) error {
 	if _, known, err := t.attachment(f.Attachment); err != nil {
@@ -198,7 +205,7 @@ func (t *tx) absent(f Found) error {
 			return err
 		}
 		if rec.State != "" && !rec.Over(t.now) {
-			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is not free: it is %s", a.Prefix.Addr(), says(rec))}
+			return &ipam.FieldError{Place: "address", Msg: fmt.Sprintf("%s is not free: it is %s", a.Prefix.Addr(), rec.Says())}
 		}
 	}
 	return nil

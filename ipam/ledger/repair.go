@@ -19,6 +19,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger/history"
 	"github.com/underlay-cni/underlay/ipam/ledger/mark"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
+	"github.com/underlay-cni/underlay/ipam/ledger/rest"
 	"github.com/underlay-cni/underlay/ipam/ledger/run"
 	"github.com/underlay-cni/underlay/pkg/fault"
 )
@@ -100,12 +101,12 @@ func (c *checker) check() {
 		if err != nil {
 			return err
 		}
-		rec, err := c.record(r.addr)
+		rec, err := c.record(r.Addr)
 		if err != nil {
 			return nil // reported before
 		}
-		if key, value := restEntry(rec); !rests(rec) || !bytes.Equal(key, k) || !bytes.Equal(value, v) {
-			return fmt.Errorf("address %s rests until %s, and its record says %q until %s", r.addr, r.until, rec.State, rec.Until)
+		if key, value := rest.Of(rec); !rest.Rests(rec) || !bytes.Equal(key, k) || !bytes.Equal(value, v) {
+			return fmt.Errorf("address %s rests until %s, and its record says %q until %s", r.Addr, r.Until, rec.State, rec.Until)
 		}
 		return nil
 	})
@@ -170,7 +171,7 @@ func (c *checker) addresses() (runs []ipam.Interval) {
 			}
 			fallthrough
 		case ipam.Quarantined:
-			key, value := restEntry(rec)
+			key, value := rest.Of(rec)
 			return c.has(bucketRest, key, value, rec.Address)
 		}
 		return nil

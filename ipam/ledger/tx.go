@@ -14,6 +14,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/ledger/history"
 	"github.com/underlay-cni/underlay/ipam/ledger/record"
+	"github.com/underlay-cni/underlay/ipam/ledger/rest"
 	"github.com/underlay-cni/underlay/ipam/ledger/run"
 )
 
@@ -180,9 +181,9 @@ func decodeRecord(key, value []byte) (rec ipam.Record, err error) {
 	case err != nil:
 	case rec.Address.Addr() != a:
 		err = fmt.Errorf("it is that of %s", rec.Address)
-	case rec.State != ipam.Held && rec.State != ipam.Cooling && rec.State != ipam.Quarantined && rec.State != ipam.Reserved:
+	case !slices.Contains([]ipam.State{ipam.Held, ipam.Cooling, ipam.Quarantined, ipam.Reserved, ipam.Lent}, rec.State):
 		err = fmt.Errorf("state %q", rec.State)
-	case rests(rec) == rec.Until.IsZero():
+	case rest.Rests(rec) == rec.Until.IsZero():
 		err = fmt.Errorf("%s until %s", rec.State, rec.Until)
 	}
 	if err != nil {
@@ -219,11 +220,15 @@ func decodeAttachment(key, value []byte) (rec ipam.AttachmentRecord, err error) 
 // setRecord replaces the record of an address, old by next, where the zero
 // Record stands for a free address. This is the only way a state changes.
 func (t *tx) setRecord(old, next ipam.Record) error {
-	var errs []error
-	if rests(old) {
+	lent, err := t.lentWith(old)
+	if lent.State != "" && (next.State == "" || next.State == ipam.Cooling) {
+		next = lent
+	}
+	errs := []error{err}
+	if rest.Rests(old) {
 		errs = append(errs, t.unrest(old))
 	}
-	if rests(next) {
+	if rest.Rests(next) {
 		errs = append(errs, t.rest(next))
 	}
 	errs = append(errs, t.moveFree(old, next))

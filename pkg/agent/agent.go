@@ -31,6 +31,7 @@ import (
 	"github.com/underlay-cni/underlay/pkg/agent/cluster"
 	"github.com/underlay-cni/underlay/pkg/agent/containerd"
 	"github.com/underlay-cni/underlay/pkg/agent/event"
+	"github.com/underlay-cni/underlay/pkg/agent/leases"
 	"github.com/underlay-cni/underlay/pkg/agent/network"
 	"github.com/underlay-cni/underlay/pkg/agent/segment"
 	"github.com/underlay-cni/underlay/pkg/agent/service"
@@ -136,13 +137,14 @@ func (c *Config) member(s *shelf, events *event.Log, log *slog.Logger, reg *prom
 	member, err := cluster.New(cluster.Config{
 		Open: c.Registry.open, Ledger: s, Node: c.NodeName, Log: log, Registry: reg, Events: events,
 		Addresses: func() []netip.Addr { return networks.Addresses() },
+		Loan:      func() *leases.Loan { return networks.Loan() },
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	networks, err = network.New(network.Config{
 		Cluster: member, Ledger: s, Log: log, Registry: reg, RunDir: c.RunDir,
-		Parents: c.Parents, Networks: c.Networks, FixForwardDrop: c.FixForwardDrop,
+		Parents: c.Parents, Networks: c.Networks, FixForwardDrop: c.FixForwardDrop, SubnetFile: c.SubnetFile,
 		Guard: func() ([]uint16, []netip.Addr) { return s.segments.Guard() },
 	})
 	return member, networks, err

@@ -42,10 +42,12 @@ type Config struct {
 	// FixForwardDrop lets what our rules have marked pass others' policies that
 	// drop it.
 	FixForwardDrop bool
+	// SubnetFile tells others on the node which block they give out addresses of;
+	// nil where nobody does.
+	SubnetFile *network.SubnetFile
 }
 
-// configWire is underlayd.json. Keys that are known and not served yet are
-// raw: a configuration that counts on them must not be taken for one that works.
+// configWire is underlayd.json.
 type configWire struct {
 	NodeName string          `json:"nodeName"`
 	DataDir  string          `json:"dataDir"`
@@ -81,10 +83,6 @@ func loadConfig(text []byte) (Config, error) {
 	if err := ipam.DecodeObject(text, "", &w); err != nil {
 		return Config{}, err
 	}
-	if w.SubnetFile != nil {
-		return Config{}, &ipam.FieldError{Place: "subnetFile", Code: ipam.CodeUnsupportedField,
-			Msg: "this version of underlayd does not know what to do with it; leave it out"}
-	}
 	var api apiWire
 	if w.API != nil {
 		if err := ipam.DecodeObject(w.API, "api", &api); err != nil {
@@ -100,6 +98,9 @@ func loadConfig(text []byte) (Config, error) {
 		Networks: w.Networks, FixForwardDrop: w.FixForwardDrop,
 	}
 	if c.Parents, err = loadParents(w.Parents); err != nil {
+		return Config{}, err
+	}
+	if c.SubnetFile, err = loadSubnetFile(w.SubnetFile, w.Networks); err != nil {
 		return Config{}, err
 	}
 	return c, c.complete()
@@ -122,6 +123,8 @@ func (c *Config) complete() error {
 		if err := ipam.CheckName("nodeName", c.NodeName); err != nil {
 			return err
 		}
+	} else if c.SubnetFile != nil {
+		return &ipam.FieldError{Place: "subnetFile", Msg: `needs "registry": what is lent is a block of a cluster pool`}
 	}
 	for i, n := range c.Networks {
 		if err := ipam.CheckName(fmt.Sprintf("networks[%d]", i), n); err != nil {

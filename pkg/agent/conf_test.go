@@ -25,6 +25,7 @@ func TestLoadConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	far := &RegistryConfig{Etcd: &etcd.Config{Endpoints: []string{"https://192.0.2.1:2379"}}}
 	tests := []struct {
 		name, text string
 		want       Config
@@ -77,7 +78,23 @@ func TestLoadConfig(t *testing.T) {
 			Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Containerd: "/run/containerd/containerd.sock"}, "", ""},
 		{"no containerd", `{"nodeName":"n1","containerd":""}`, Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir}, "", ""},
 		{"containerd somewhere", `{"containerd":"containerd.sock"}`, Config{}, "containerd", "absolute"},
-		{"subnetFile", `{"subnetFile":""}`, Config{}, "subnetFile", "this version of underlayd"},
+		{"no subnetFile", `{"nodeName":"n1","subnetFile":"","networks":["pods"]}`,
+			Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Networks: []string{"pods"}}, "", ""},
+		{"subnetFile of the only network", `{"nodeName":"n1","subnetFile":"/run/flannel/subnet.env","networks":["pods"],"registry":{"etcd":{"endpoints":["https://192.0.2.1:2379"]}}}`,
+			Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Networks: []string{"pods"}, Registry: far,
+				SubnetFile: &network.SubnetFile{Path: "/run/flannel/subnet.env", Network: "pods"}}, "", ""},
+		{"subnetFile", `{"nodeName":"n1","subnetFile":{"path":"/run/flannel/subnet.env","network":"pods","ipMasq":true},"registry":{"etcd":{"endpoints":["https://192.0.2.1:2379"]}}}`,
+			Config{NodeName: "n1", DataDir: ipam.DefaultDataDir, RunDir: ipam.DefaultRunDir, Registry: far,
+				SubnetFile: &network.SubnetFile{Path: "/run/flannel/subnet.env", Network: "pods", IPMasq: true}}, "", ""},
+		{"subnetFile of which network", `{"subnetFile":"/run/flannel/subnet.env"}`, Config{}, "subnetFile", `List exactly one in "networks"`},
+		{"subnetFile of one of two", `{"subnetFile":"/run/flannel/subnet.env","networks":["a","b"]}`, Config{}, "subnetFile", `List exactly one in "networks"`},
+		{"subnetFile of another network", `{"subnetFile":{"path":"/s","network":"x"},"networks":["a","b"]}`, Config{}, "subnetFile.network", `does not follow "x"`},
+		{"subnetFile of no network", `{"subnetFile":{"path":"/s"}}`, Config{}, "subnetFile.network", "characters long"},
+		{"subnetFile nowhere", `{"subnetFile":{"network":"pods"}}`, Config{}, "subnetFile.path", "is missing"},
+		{"subnetFile in a folder that may be any", `{"subnetFile":{"path":"subnet.env","network":"pods"}}`, Config{}, "subnetFile.path", "absolute"},
+		{"subnetFile misspelled", `{"subnetFile":{"file":"/s"}}`, Config{}, "subnetFile.file", "unknown"},
+		{"subnetFile of the wrong type", `{"subnetFile":7}`, Config{}, "subnetFile", "number"},
+		{"subnetFile on a node of its own", `{"subnetFile":"/s","networks":["pods"]}`, Config{}, "subnetFile", `needs "registry"`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -139,7 +156,7 @@ func FuzzLoadConfig(f *testing.F) {
 func TestRun(t *testing.T) {
 	t.Parallel()
 	bad := filepath.Join(t.TempDir(), "bad.json")
-	if err := os.WriteFile(bad, []byte(`{"subnetFile":"x"}`), 0o600); err != nil {
+	if err := os.WriteFile(bad, []byte(`{"subnetFile":{"path":"x"}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Dir(bad)
@@ -159,7 +176,7 @@ func TestRun(t *testing.T) {
 		{[]string{"-h"}, 0, "-config file"},
 		{[]string{"--nosuch"}, 2, "nosuch"},
 		{[]string{"start"}, 2, `unknown argument "start"`},
-		{[]string{"--check", "--config", bad}, 2, "bad.json: subnetFile: this version"},
+		{[]string{"--check", "--config", bad}, 2, "bad.json: subnetFile.path: \"x\" is not"},
 		{[]string{"--check", "--config", secret}, 2, "secret.json: registry.etcd.certFile: open /nosuch.pem"},
 		{[]string{"--config", "/nosuch/file"}, 2, "/nosuch/file"},
 	}

@@ -50,9 +50,9 @@ func (a *app) addressList() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch ipam.State(state) {
-			case "", ipam.Held, ipam.Cooling, ipam.Quarantined, ipam.Reserved:
+			case "", ipam.Held, ipam.Cooling, ipam.Quarantined, ipam.Reserved, ipam.Lent:
 			default:
-				return term.Misuse("--state: %q is none of held, cooling, quarantined, reserved", state)
+				return term.Misuse("--state: %q is none of held, cooling, quarantined, reserved, lent", state)
 			}
 			if err := a.knowsPool(cmd, pool); err != nil {
 				return err
@@ -80,7 +80,7 @@ func (a *app) addressList() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&pool, "pool", "", "only those of this `pool`")
-	c.Flags().StringVar(&state, "state", "", "only those in this `state`: held, cooling, quarantined or reserved")
+	c.Flags().StringVar(&state, "state", "", "only those in this `state`: held, cooling, quarantined, reserved or lent")
 	c.Flags().StringVar(&network, "network", "", "only those of attachments to this `network`")
 	return c
 }

@@ -293,7 +293,7 @@ func (s *setView) add(state ipam.State) {
 		s.Cooling++
 	case ipam.Quarantined:
 		s.Quarantined++
-	case ipam.Reserved:
+	case ipam.Reserved, ipam.Lent:
 		s.Reserved++
 	}
 }

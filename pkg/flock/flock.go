@@ -49,22 +49,10 @@ func Lock(ctx context.Context, fd int, shared bool) error {
 	}
 }
 
-func call(fd, how int) error {
-	for {
-		if err := unix.Flock(fd, how); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-// Parent keeps other processes from making or removing what is shared on a parent
-// of a name until unlock. The lock is a file in runDir.
-func Parent(ctx context.Context, runDir, name string) (unlock func(), err error) {
-	// After a reboot a DEL may be the first to come.
-	if err := os.MkdirAll(runDir, 0o755); err != nil {
-		return nil, err
-	}
-	path := filepath.Join(runDir, "parent-"+name+".lock")
+// File waits likewise for the exclusive lock on a file of its own, which is made
+// where it is missing, and never renamed or removed: all have to wait on the same
+// one.
+func File(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -74,4 +62,23 @@ func Parent(ctx context.Context, runDir, name string) (unlock func(), err error)
 		return nil, fmt.Errorf("lock %q: %w", path, err)
 	}
 	return func() { f.Close() }, nil
+}
+
+// Parent waits for what keeps other processes from making or removing what is
+// shared on an interface of a name, a parent or a bridge, until unlock. The lock is
+// a file in runDir.
+func Parent(ctx context.Context, runDir, name string) (unlock func(), err error) {
+	// After a reboot a DEL may be the first to come.
+	if err := os.MkdirAll(runDir, 0o755); err != nil {
+		return nil, err
+	}
+	return File(ctx, filepath.Join(runDir, "parent-"+name+".lock"))
+}
+
+func call(fd, how int) error {
+	for {
+		if err := unix.Flock(fd, how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }

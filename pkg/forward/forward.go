@@ -67,12 +67,17 @@ func (t *tree) ipv4(names []string) error {
 }
 
 func (t *tree) ipv6(names []string) error {
-	const conf = "net/ipv6/conf/"
+	const conf, key = "net/ipv6/conf/", "/force_forwarding"
+	// Of an interface that is gone, or whose MTU is too small for IPv6, there is
+	// nothing either: that is no reason to forward between all others.
+	if _, err := t.get(conf + "default" + key); errors.Is(err, fs.ErrNotExist) {
+		return t.ipv6All()
+	}
 	var errs []error
 	for _, name := range names {
-		err := t.set(conf+name+"/force_forwarding", "1")
+		err := t.set(conf+name+key, "1")
 		if errors.Is(err, fs.ErrNotExist) {
-			return t.ipv6All()
+			err = fmt.Errorf("%q is gone, or has no IPv6 (for which the MTU has to be 1280 at least): %w", name, err)
 		}
 		errs = append(errs, err)
 	}

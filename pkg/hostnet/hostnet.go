@@ -23,6 +23,8 @@ type Link struct {
 	Name string
 	// Up is the administrative state.
 	Up bool
+	// MTU in octets.
+	MTU int
 	// Broadcast: whoever is on the link is found by asking all of it, as on
 	// Ethernet; not on a tunnel, and not where ARP is off.
 	Broadcast bool
@@ -52,7 +54,7 @@ type State struct {
 // Equal reports whether nothing is different.
 func (s State) Equal(o State) bool {
 	return slices.EqualFunc(s.Links, o.Links, func(a, b Link) bool {
-		return a.Name == b.Name && a.Up == b.Up && a.Broadcast == b.Broadcast && slices.Equal(a.Addrs, b.Addrs)
+		return a.Name == b.Name && a.Up == b.Up && a.MTU == b.MTU && a.Broadcast == b.Broadcast && slices.Equal(a.Addrs, b.Addrs)
 	}) && slices.Equal(s.Default, o.Default) && equal(s.Reach, o.Reach)
 }
 
@@ -93,11 +95,13 @@ const (
 	Found
 	// Silent: it has not.
 	Silent
+	// Asking: it was asked, and has time left.
+	Asking
 )
 
 // String names it.
 func (a Answer) String() string {
-	return [...]string{"unknown", "found", "silent"}[a]
+	return [...]string{"unknown", "found", "silent", "asking"}[a]
 }
 
 // Host is the network of a namespace. It is safe for concurrent use.

@@ -96,6 +96,8 @@ func parseNeighbour(payload []byte) (a netip.Addr, index int, answer Answer, err
 	switch state := binary.NativeEndian.Uint16(payload[8:]); {
 	case state&unix.NUD_FAILED != 0:
 		answer = Silent
+	case state&unix.NUD_INCOMPLETE != 0:
+		answer = Asking
 	case state&(unix.NUD_REACHABLE|unix.NUD_STALE|unix.NUD_DELAY|unix.NUD_PROBE|unix.NUD_PERMANENT|unix.NUD_NOARP) != 0:
 		answer = Found
 	}

@@ -86,8 +86,11 @@ func parseLink(payload []byte) (l Link, index int, err error) {
 	msg := nl.DeserializeIfInfomsg(payload)
 	attrs, err := nlsock.Attributes(payload[unix.SizeofIfInfomsg:])
 	for _, a := range attrs {
-		if a.Kind == unix.IFLA_IFNAME {
+		switch a.Kind {
+		case unix.IFLA_IFNAME:
 			l.Name = unix.ByteSliceToString(a.Value)
+		case unix.IFLA_MTU:
+			l.MTU = number(a.Value)
 		}
 	}
 	const alone = unix.IFF_LOOPBACK | unix.IFF_POINTOPOINT | unix.IFF_NOARP

@@ -31,13 +31,19 @@ func (h Host) checkPeer(p Peer) error {
 // applyRoutes makes the routes what all networks together tell, and has the host
 // forward what comes in from peers. What cannot be is an error if it is of the
 // network that is being changed: others have been told of theirs.
-func (h Host) applyRoutes(all map[string]*state, network string) error {
-	have, err := h.Links.RoutesBy(Protocol)
+// Of those that nobody wants it deletes, unless only is nil, those alone.
+func (h Host) applyRoutes(all map[string]*state, network string, only map[netip.Prefix]bool) error {
+	routes, err := h.Links.RoutesBy(Protocol)
 	if err != nil {
 		return err
 	}
-	// Another plugin may have static peers over a tunnel, by routes that are onlink.
-	have = slices.DeleteFunc(have, func(r link.Route) bool { return r.Onlink || !r.GW.IsValid() })
+	have := routes[:0]
+	for _, r := range routes {
+		// Another plugin may have static peers over a tunnel, by routes that are onlink.
+		if !r.Onlink && r.GW.IsValid() {
+			have = append(have, r)
+		}
+	}
 	wanted := make(map[netip.Prefix]netip.Addr)
 	var errs []error
 	for _, s := range inOrder(all, network) {
@@ -57,7 +63,7 @@ func (h Host) applyRoutes(all map[string]*state, network string) error {
 		}
 	}
 	for _, r := range have {
-		if _, is := wanted[r.Dst]; !is {
+		if _, is := wanted[r.Dst]; !is && (only == nil || only[r.Dst]) {
 			errs = append(errs, h.Links.DeleteRouteBy(Protocol, r.Link(), r.Dst))
 		}
 	}

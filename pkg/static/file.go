@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,11 +55,22 @@ func (h Host) update(ctx context.Context, network string, change func(map[string
 		return err
 	}
 	defer unlock()
-	all, err := h.read()
+	all, odd, err := h.read()
+	if err == nil {
+		err = odd[network]
+	}
 	if err != nil {
 		return err
 	}
-	before := rulesOf(all)
+	// Of a network whose file cannot be read nobody knows what it needs: nothing is
+	// taken away but what the network has told of that is being changed.
+	before, partial := rulesOf(all), len(odd) > 0
+	told := make(map[netip.Prefix]bool)
+	if s := all[network]; s != nil {
+		for _, p := range s.Peers {
+			told[p.Prefix] = true
+		}
+	}
 	changed := change(all)
 	after := rulesOf(all)
 	_, err = os.Stat(h.mark())
@@ -77,9 +89,12 @@ func (h Host) update(ctx context.Context, network string, change func(map[string
 		fault.Point("static.written")
 	}
 	masquerade := all[network] != nil && all[network].Masquerade
-	err = errors.Join(h.applyRoutes(all, network), h.applyRules(ctx, after, marked, masquerade))
+	if !partial {
+		told = nil
+	}
+	err = errors.Join(h.applyRoutes(all, network, told), h.applyRules(ctx, after, marked, partial, masquerade))
 	fault.Point("static.applied")
-	if err == nil && marked {
+	if err == nil && marked && !partial {
 		err = os.Remove(h.mark())
 	}
 	return err
@@ -89,52 +104,43 @@ func (h Host) lock(ctx context.Context) (unlock func(), err error) {
 	if err := os.MkdirAll(h.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(h.Dir, lockName)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := flock.Lock(ctx, int(f.Fd()), false); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %q: %w", path, err)
-	}
-	return func() { f.Close() }, nil
+	return flock.File(ctx, filepath.Join(h.Dir, lockName))
 }
 
-// read reads all networks of this boot.
-func (h Host) read() (map[string]*state, error) {
+// read reads all networks of this boot; odd says of which the file makes no sense.
+func (h Host) read() (all map[string]*state, odd map[string]error, err error) {
 	boot, err := bootID()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	all := make(map[string]*state)
+	all, odd = make(map[string]*state), make(map[string]error)
 	paths, err := filepath.Glob(filepath.Join(h.Dir, "*"+suffix))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, path := range paths {
 		text, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // without the lock it may go at any time
 		}
-		if err != nil {
-			return nil, err
-		}
-		if len(text) == 0 {
+		if len(text) == 0 && err == nil {
 			continue // a loss of power has taken what was never synced, so it is of another boot
 		}
 		s := &state{}
-		if err := json.Unmarshal(text, s); err != nil {
-			return nil, fmt.Errorf("read %q: %w; remove it, and the next ADD of the network writes it anew", path, err)
+		if err == nil {
+			err = json.Unmarshal(text, s)
 		}
-		if s.Version > version {
-			return nil, fmt.Errorf("read %q: it is of version %d, and this plugin knows %d", path, s.Version, version)
+		if err == nil && s.Version > version {
+			err = fmt.Errorf("it is of version %d, and this plugin knows %d", s.Version, version)
 		}
-		if s.Boot == boot && path == h.file(s.Name) {
+		switch {
+		case err != nil:
+			odd[strings.TrimSuffix(filepath.Base(path), suffix)] = fmt.Errorf("read %q: %w; remove it, and the next ADD of the network writes it anew", path, err)
+		case s.Boot == boot && path == h.file(s.Name):
 			all[s.Name] = s
 		}
 	}
-	return all, nil
+	return all, odd, nil
 }
 
 // write replaces the file of a network; nil removes it. It is not synced: after

@@ -68,7 +68,7 @@ func rulesOf(all map[string]*state) rules {
 		if len(sets["masquerade"+f.digit]) > 0 {
 			// Only here: where there is such a chain, the kernel tracks the
 			// connections of all that it forwards, which takes longer.
-			fmt.Fprintf(&b, "add chain inet %s postrouting { type nat hook postrouting priority 100; }\n", Table)
+			b.WriteString(makeNAT)
 			fmt.Fprintf(&b, "add rule inet %[1]s postrouting %[2]s saddr @masquerade%[3]s %[2]s daddr != @forward%[3]s %[2]s daddr != @node%[3]s %[2]s daddr != %[4]s masquerade fully-random\n",
 				Table, f.ip, f.digit, f.groups)
 		}
@@ -76,16 +76,26 @@ func rulesOf(all map[string]*state) rules {
 	return rules(b.String())
 }
 
-// script makes the table anew: no packet meets a part of it.
-func (r rules) script() string {
-	head := fmt.Sprintf("add table inet %[1]s\ndelete table inet %[1]s\n", Table)
-	if r == "" {
-		return head
-	}
+const (
+	makeTable  = "add table inet " + Table + "\n"
+	clearTable = makeTable + "delete table inet " + Table + "\n"
 	// Before those of others, who then see the mark.
-	return head + fmt.Sprintf(`add table inet %[1]s
-add chain inet %[1]s forward { type filter hook forward priority -10; }
-`, Table) + string(r)
+	makeForward = makeTable + "add chain inet " + Table + " forward { type filter hook forward priority -10; }\n"
+	makeNAT     = "add chain inet " + Table + " postrouting { type nat hook postrouting priority 100; }\n"
+)
+
+// script makes the table anew: no packet meets a part of it. Where the rules are a
+// part of what is needed, what the sets have stays in them.
+func (r rules) script(partial bool) string {
+	switch {
+	case partial && strings.Contains(string(r), makeNAT):
+		return makeForward + makeNAT + "flush table inet " + Table + "\n" + string(r)
+	case partial:
+		return makeForward + "flush chain inet " + Table + " forward\n" + string(r)
+	case r == "":
+		return clearTable
+	}
+	return clearTable + makeForward + string(r)
 }
 
 // ErrNoProgram is returned where nft is needed, and missing.
@@ -99,7 +109,10 @@ func hasProgram() bool {
 // applyRules makes the table, if it has changed or is not there. Without nft
 // nothing is masqueraded, and what others drop stays dropped: that is an error
 // where it was asked for.
-func (h Host) applyRules(ctx context.Context, r rules, changed, masquerade bool) error {
+func (h Host) applyRules(ctx context.Context, r rules, changed, partial, masquerade bool) error {
+	if partial && r == "" {
+		return nil
+	}
 	if !changed {
 		if there, err := tableExists(); err != nil || there == (r != "") {
 			return err
@@ -112,7 +125,7 @@ func (h Host) applyRules(ctx context.Context, r rules, changed, masquerade bool)
 		return nil
 	}
 	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
-	cmd.Stdin = strings.NewReader(r.script())
+	cmd.Stdin = strings.NewReader(r.script(partial))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		err = fmt.Errorf("make nftables table inet %s: %w: %s", Table, err, strings.TrimSpace(string(out)))
 		if !masquerade {

@@ -103,7 +103,7 @@ func (h Host) Join(ctx context.Context, n Network, a Attachment) error {
 // Has reports whether an attachment has joined a network. What cannot be read
 // has not.
 func (h Host) Has(network string, a Attachment) bool {
-	all, err := h.read()
+	all, _, err := h.read()
 	return err == nil && all[network] != nil && slices.ContainsFunc(all[network].Attachments, a.is)
 }
 
@@ -130,18 +130,26 @@ func (h Host) remove(ctx context.Context, network string, gone func(Attachment) 
 		if s == nil {
 			return true // of another boot, and no file is to be left
 		}
-		before := len(s.Attachments)
-		s.Attachments = slices.DeleteFunc(s.Attachments, gone)
-		if len(s.Attachments) == 0 {
+		left := s.Attachments[:0]
+		for _, a := range s.Attachments {
+			if !gone(a) {
+				left = append(left, a)
+			}
+		}
+		changed := len(left) != len(s.Attachments)
+		if s.Attachments = left; len(left) == 0 {
 			delete(all, network)
 		}
-		return len(s.Attachments) != before
+		return changed
 	})
 }
 
 // Check reports how the host differs from what Join has made.
 func (h Host) Check(n Network, a Attachment) error {
-	all, err := h.read()
+	all, odd, err := h.read()
+	if err == nil {
+		err = odd[n.Name]
+	}
 	if err != nil {
 		return err
 	}

@@ -228,6 +228,66 @@ func TestKilled(t *testing.T) {
 	})
 }
 
+// A file that makes no sense is in its own network's way alone. What that network
+// needs stays as it is, until somebody removes the file.
+func TestOdd(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(text []byte) []byte{
+		"garbage":            func([]byte) []byte { return []byte("\x00\xff{") },
+		"cut off":            func(text []byte) []byte { return text[:len(text)/2] },
+		"of a later version": func(text []byte) []byte { return bytes.Replace(text, []byte(`"v":1`), []byte(`"v":9`), 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inside(t, func(t *testing.T, h Host, _ *bytes.Buffer) {
+				ctx := t.Context()
+				a, a1 := network("a", true, "10.5.2.0/24 192.0.2.2"), attachment("a1", "10.5.1.0/24")
+				b := network("b", true, "10.6.2.0/24 192.0.2.3")
+				b1, b2 := attachment("b1", "10.6.1.0/24"), attachment("b2", "10.6.3.0/24")
+				must(t, h.Join(ctx, a, a1))
+				must(t, h.Join(ctx, b, b1))
+				text, err := os.ReadFile(h.file("a"))
+				must(t, err)
+				must(t, os.WriteFile(h.file("a"), spoil(text), 0o600))
+
+				must(t, h.Join(ctx, b, b2))
+				must(t, h.Check(b, b2))
+				wantRoutes(t, "10.5.2.0/24", "10.6.2.0/24")
+				for _, what := range []string{"10.5.1.0/24", "10.6.1.0/24", "10.6.3.0/24"} {
+					if s := run(t, "nft list set inet "+Table+" masquerade4"); !strings.Contains(s, what) {
+						t.Errorf("%s is not masqueraded:\n%s", what, s)
+					}
+				}
+				if s := run(t, "nft list chain inet "+Table+" postrouting"); strings.Count(s, "masquerade fully-random") != 1 {
+					t.Errorf("rules:\n%s", s)
+				}
+				for what, err := range map[string]error{
+					"join": h.Join(ctx, a, a1), "check": h.Check(a, a1), "leave": h.Leave(ctx, "a", a1),
+					"prune": h.Prune(ctx, "a", time.Now(), func(string, string) bool { return false }),
+				} {
+					if err == nil || !strings.Contains(err.Error(), h.file("a")) || !strings.Contains(err.Error(), "remove it") {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+				must(t, h.Leave(ctx, "b", b1))
+				must(t, h.Prune(ctx, "b", time.Now().Add(time.Hour), func(string, string) bool { return false }))
+				wantRoutes(t, "10.5.2.0/24")
+				if s := run(t, "nft list set inet "+Table+" masquerade4"); !strings.Contains(s, "10.5.1.0/24") {
+					t.Errorf("what the odd one needs is gone:\n%s", s)
+				}
+				// As told, and then all is as the files say.
+				must(t, os.Remove(h.file("a")))
+				must(t, h.Leave(ctx, "a", a1))
+				wantNothing(t, h)
+				must(t, h.Join(ctx, a, a1))
+				wantRoutes(t, "10.5.2.0/24")
+				must(t, h.Leave(ctx, "a", a1))
+				wantNothing(t, h)
+			})
+		})
+	}
+}
+
 // What was written before the host was started again is not true any more.
 func TestReboot(t *testing.T) {
 	t.Parallel()

@@ -116,18 +116,19 @@ func (c *config) forwardFor(h *link.Handle, prev *current.Result, req *cni.Reque
 
 // release gives back what the ledger has on record of a chained attachment.
 func (c *config) release(ctx context.Context, req *cni.Request) error {
+	ledger, att := attach.Client(&c.Config), c.record(req)
 	if c.cluster() == "" {
-		return nil
+		// The configuration may have named a network at the ADD.
+		if _, _, known, err := ledger.Attachment(ctx, att); !known && err == nil {
+			return nil
+		}
 	}
-	_, err := attach.Client(&c.Config).Release(ctx, ipam.ReleaseRequest{Attachment: c.record(req)}, nil)
+	_, err := ledger.Release(ctx, ipam.ReleaseRequest{Attachment: att}, nil)
 	return err
 }
 
 // collect releases chained attachments that the runtime does not list as valid.
 func (c *config) collect(ctx context.Context, req *cni.Request, valid map[types.GCAttachment]bool) error {
-	if c.cluster() == "" {
-		return nil
-	}
 	began := fault.Now()
 	ledger := attach.Client(&c.Config)
 	stale, err := ledger.Stale(ctx, c.recordName(), client.Runtime(req.Path), began, func(containerID, ifName string) bool {

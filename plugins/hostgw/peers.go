@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -19,39 +20,53 @@ import (
 func (c *config) peers() (out []static.Peer, err error) {
 	first := make(map[netip.Prefix]int)
 	for i, p := range c.Peers {
-		prefix, err := netip.ParsePrefix(p.Prefix)
-		if err != nil {
-			return nil, invalid("peers[%d].prefix: %q is no prefix, such as 10.5.2.0/24", i, p.Prefix)
-		}
-		via, err := netip.ParseAddr(p.Via)
-		if err != nil {
-			return nil, invalid("peers[%d].via: %q is no IP address", i, p.Via)
-		}
+		prefix, perr := netip.ParsePrefix(p.Prefix)
+		via, verr := netip.ParseAddr(p.Via)
 		j, twice := first[prefix]
 		first[prefix] = i
-		switch {
-		case prefix.Addr().Is4In6():
-			return nil, invalid("peers[%d].prefix: %s is IPv4 written as IPv6", i, prefix)
-		case prefix.Addr().IsMulticast() || prefix.Addr().IsLoopback() || prefix.Addr().IsLinkLocalUnicast():
-			return nil, invalid("peers[%d].prefix: %s has no containers of another host", i, prefix)
+		key, value, why := "prefix", p.Prefix, ""
+		switch a := prefix.Addr(); {
+		case perr != nil:
+			value, why = strconv.Quote(value), "is no prefix, such as 10.5.2.0/24"
+		case a.Is4In6():
+			why = "is IPv4 written as IPv6"
+		case a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast():
+			why = "has no containers of another host"
 		case prefix != prefix.Masked():
-			return nil, invalid("peers[%d].prefix: %s is an address in %s; write that", i, prefix, prefix.Masked())
+			why = "is an address in " + prefix.Masked().String() + "; write that"
 		case prefix.Bits() == 0:
-			return nil, invalid("peers[%d].prefix: %s would take the place of the host's default route", i, prefix)
+			why = "would take the place of the host's default route"
 		case twice:
-			return nil, invalid("peers[%d].prefix: %s is that of peers[%d], too", i, prefix, j)
-		case via.Is4In6():
-			return nil, invalid("peers[%d].via: %s is IPv4 written as IPv6; write %s", i, via, via.Unmap())
-		case via.Zone() != "":
-			return nil, invalid("peers[%d].via: %s has a zone; write the address alone, of a kind that is known on all segments", i, via)
-		case via.Is4() != prefix.Addr().Is4():
-			return nil, invalid("peers[%d].via: %s is of another address family than %s", i, via, prefix)
-		case via.IsLinkLocalUnicast() || via.IsMulticast() || via.IsUnspecified() || via.IsLoopback() || via == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-			return nil, invalid("peers[%d].via: %s is no address that another host is known by", i, via)
+			why = "is that of peers[" + strconv.Itoa(j) + "], too"
+		default:
+			key, value = "via", p.Via
+			if verr != nil {
+				value, why = strconv.Quote(value), "is no IP address"
+			} else {
+				why = noHost(via, a.Is4())
+			}
+		}
+		if why != "" {
+			return nil, invalid("peers[%d].%s: %s %s", i, key, value, why)
 		}
 		out = append(out, static.Peer{Prefix: prefix, Via: via})
 	}
 	return out, nil
+}
+
+// noHost says why an address is none that another host is known by.
+func noHost(via netip.Addr, is4 bool) string {
+	switch {
+	case via.Is4In6():
+		return "is IPv4 written as IPv6; write " + via.Unmap().String()
+	case via.Zone() != "":
+		return "has a zone; write the address alone, of a kind that is known on all segments"
+	case via.Is4() != is4:
+		return "is of another address family than the prefix"
+	case via.IsLinkLocalUnicast() || via.IsMulticast() || via.IsUnspecified() || via.IsLoopback() || via == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "is no address that another host is known by"
+	}
+	return ""
 }
 
 // network is what the plugin itself keeps of a network that no agent does.

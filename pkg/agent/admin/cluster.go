@@ -48,7 +48,7 @@ func (s *Server) cluster() map[string]func(registry.Registry, *http.Request) (an
 		"GET /v1/cluster/nodes":              clusterNodes,
 		"GET /v1/cluster/nodes/{node}":       clusterNode,
 		"DELETE /v1/cluster/nodes/{node}":    s.removeNode,
-		"GET /v1/cluster/leases":             leases,
+		"GET /v1/cluster/leases":             s.leases,
 	}
 }
 

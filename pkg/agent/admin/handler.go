@@ -184,9 +184,9 @@ func pool(l *ledger.Ledger, r *http.Request) (any, error) {
 func addresses(l *ledger.Ledger, r *http.Request) (any, error) {
 	pool, network, state := r.FormValue("pool"), r.FormValue("network"), ipam.State(r.FormValue("state"))
 	switch state {
-	case "", ipam.Held, ipam.Cooling, ipam.Quarantined, ipam.Reserved:
+	case "", ipam.Held, ipam.Cooling, ipam.Quarantined, ipam.Reserved, ipam.Lent:
 	default:
-		return nil, &ipam.FieldError{Place: "state", Msg: fmt.Sprintf("%q is none of held, cooling, quarantined, reserved", state)}
+		return nil, &ipam.FieldError{Place: "state", Msg: fmt.Sprintf("%q is none of held, cooling, quarantined, reserved, lent", state)}
 	}
 	out := []ipam.Record{}
 	err := l.Records(func(rec ipam.Record) error {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
+	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
 )
@@ -167,7 +168,7 @@ func (s *Server) removeNode(reg registry.Registry, r *http.Request) (any, error)
 	return describe(v, n, leasedByNode(v)[n], false), nil
 }
 
-func leases(reg registry.Registry, r *http.Request) (any, error) {
+func (s *Server) leases(reg registry.Registry, r *http.Request) (any, error) {
 	v, err := reg.View(r.Context())
 	if err != nil {
 		return nil, err
@@ -187,12 +188,13 @@ func leases(reg registry.Registry, r *http.Request) (any, error) {
 		if pool != "" && p.Value.Name != pool {
 			continue
 		}
-		for _, s := range v.Seen(uuid) {
-			b := s.Block
+		lent := s.lent(uuid)
+		for _, seen := range v.Seen(uuid) {
+			b := seen.Block
 			// A block that was given back in whole is nobody's.
 			if (b.Owner != "" || len(b.Given) > 0) && (node == "" || b.Names(node)) {
 				l := oneLease(v, b)
-				l.Pool, l.PoolUUID = p.Value.Name, uuid
+				l.Pool, l.PoolUUID, l.Lent = p.Value.Name, uuid, lent[b.CIDR]
 				out = append(out, l)
 			}
 		}
@@ -201,6 +203,20 @@ func leases(reg registry.Registry, r *http.Request) (any, error) {
 		return strings.Compare(a.Pool+"\x00"+a.PoolUUID, b.Pool+"\x00"+b.PoolUUID)
 	})
 	return out, nil
+}
+
+// lent says what of a pool this node lends, and to whom. A ledger that cannot be
+// read does not keep anybody from what the registry says.
+func (s *Server) lent(pool string) map[netip.Prefix]string {
+	out := map[netip.Prefix]string{}
+	_ = s.conf.Ledger.With(func(l *ledger.Ledger) error {
+		blocks, err := l.Blocks(pool)
+		for _, b := range blocks {
+			out[b.CIDR] = b.Lent
+		}
+		return err
+	})
+	return out
 }
 
 func oneLease(v *registry.View, b lease.Block) api.Lease {

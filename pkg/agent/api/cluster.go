@@ -127,6 +127,9 @@ type Lease struct {
 	Owned  int `json:"owned"`
 	Others int `json:"others"`
 	Parked int `json:"parked"`
+	// Lent, of a block of the node that answers, is the file that tells others on it
+	// to give out the block's addresses: all of it is out of use.
+	Lent string `json:"lent,omitempty"`
 	// Given lists the addresses that do not follow the owner.
 	Given []Given `json:"given"`
 }

@@ -137,6 +137,9 @@ func (c *Cluster) withTrader(f func(*leases.Trader) error) error {
 		if c.trader == nil || c.trader.Ledger != l {
 			c.trader = &leases.Trader{Ledger: l, Registry: *c.store.Load(), Session: c.session, Now: c.conf.Now, Learned: c.tellLearned,
 				Lost: func(p record.Pool, addrs []netip.Addr) { c.lostAddresses(l, p, addrs) }}
+			if c.conf.Loan != nil {
+				c.trader.Loan = c.conf.Loan()
+			}
 		}
 		return f(c.trader)
 	})

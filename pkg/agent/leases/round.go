@@ -66,6 +66,7 @@ func (t *Trader) Round(ctx context.Context, v *registry.View) (again time.Durati
 	for _, p := range pools {
 		errs = append(errs, t.tend(ctx, v, p, me))
 	}
+	errs = append(errs, t.lendAgain(pools))
 	if errors.Join(errs...) == nil {
 		errs = append(errs, t.confirm(ctx, v, pools, me))
 	}
@@ -79,6 +80,9 @@ func (t *Trader) Round(ctx context.Context, v *registry.View) (again time.Durati
 			again = wait
 		}
 		errs = append(errs, err, t.park(ctx, v, p), t.balance(ctx, v, p, me))
+	}
+	if t.Ledger.Unconfirmed() == nil {
+		errs = append(errs, t.lend(ctx, v, pools, me))
 	}
 	return again, errors.Join(errs...)
 }

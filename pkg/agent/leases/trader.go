@@ -49,9 +49,13 @@ type Trader struct {
 	// and what it had of the block before.
 	Learned func(pool record.Pool, before lease.Book, s lease.Seen)
 
+	// Loan is what this node lends; nil where nobody asks for anything to be.
+	Loan *Loan
+
 	refused map[string]refused // by pool
 	// closed is why what was learned last is not to be used.
 	closed error
+	note   note
 	memory
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/registry/memstore"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/cluster"
+	"github.com/underlay-cni/underlay/pkg/agent/leases"
 	"github.com/underlay-cni/underlay/pkg/netns"
 	"github.com/underlay-cni/underlay/pkg/netns/netnstest"
 	"github.com/underlay-cni/underlay/pkg/nft"
@@ -53,7 +55,9 @@ type host struct {
 	l    *ledger.Ledger
 	log  io.Writer
 	*Task
-	stop func()
+	member *cluster.Cluster
+	asked  atomic.Int32 // times whether anybody uses what is lent
+	stop   func()
 }
 
 func newBed(t testing.TB, change ...func(*record.Network)) *bed {
@@ -110,6 +114,17 @@ func (h *host) start(change ...func(*Config)) {
 			return h.store.As(h.name), nil, func() {}, nil
 		},
 		Ledger: h, Node: h.name, Log: log, Registry: prometheus.NewRegistry(), Addresses: func() []netip.Addr { return task.Addresses() },
+		Loan: func() *leases.Loan {
+			l := task.Loan()
+			if l != nil {
+				over := l.Over
+				l.Over = func(to string, block netip.Prefix) bool {
+					h.asked.Add(1)
+					return over(to, block)
+				}
+			}
+			return l
+		},
 	})
 	must(h.t, err)
 	conf := Config{Cluster: member, Ledger: h, Log: log, Registry: prometheus.NewRegistry(), Netns: h.ns, Parents: map[string]Parent{"lan": {Name: "eth1"}}}
@@ -118,7 +133,7 @@ func (h *host) start(change ...func(*Config)) {
 	}
 	task, err = New(conf)
 	must(h.t, err)
-	h.Task = task
+	h.Task, h.member = task, member
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	for _, t := range []interface{ Run(context.Context) error }{member, task} {

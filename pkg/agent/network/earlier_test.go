@@ -25,7 +25,7 @@ func TestEarlier(t *testing.T) {
 		{"routes", plain, nil, [2]bool{true, false}},
 		{"masquerading too", masqueraded, nil, [2]bool{true, true}},
 		{"a reboot", masqueraded, func(file string) error {
-			return os.WriteFile(file, []byte(`{"boot":"another","networks":{"pods":true}}`), 0o600)
+			return os.WriteFile(file, []byte(`{"boot":"another","value":{"pods":true}}`), 0o600)
 		}, [2]bool{}},
 		{"a file that is cut off", masqueraded, func(file string) error { return os.Truncate(file, 5) }, [2]bool{}},
 		{"nothing", masqueraded, os.Remove, [2]bool{}},

@@ -116,6 +116,10 @@ type Config struct {
 	// those of networks; Stir says that it may tell of others. Optional.
 	Guard func() (ports []uint16, vteps []netip.Addr)
 
+	// SubnetFile tells others on the node which block they give out addresses of;
+	// nil where nobody does. It needs RunDir.
+	SubnetFile *SubnetFile
+
 	// RunDir is the agent's folder of what a reboot forgets; "" has the task forget
 	// with its end which networks it has set routes for.
 	RunDir string
@@ -153,6 +157,8 @@ type Task struct {
 	// now is what the last round came to, and earlier what RunDir says of it.
 	now     round
 	earlier earlier
+	// unlent is why no block is lent for SubnetFile.
+	unlent error
 	// addrs are those that peers are told; lost is when some of them were first
 	// missed, or zero.
 	addrs []netip.Addr
@@ -303,8 +309,10 @@ type round struct {
 	masquerade map[string]bool // by network
 	// synced are the networks whose routes and rules have been set.
 	synced map[string]bool
-	// away says why the registry is not known; err what else went wrong.
-	away, err error
+	// away says why the registry is not known; err what else went wrong, and
+	// untold what keeps the subnet file from being right.
+	away, err, untold error
+	deaf              []string // why the host does not forward
 }
 
 // news wakes all who wait for a round.

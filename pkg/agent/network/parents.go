@@ -1,12 +1,16 @@
 package network
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
 
+	"github.com/underlay-cni/underlay/ipam/ledger"
+	"github.com/underlay-cni/underlay/pkg/agent/network/bridges"
 	"github.com/underlay-cni/underlay/pkg/hostnet"
 )
 
@@ -48,6 +52,40 @@ func newParents(conf map[string]Parent) (p parents, err error) {
 		p.all = append(p.all, one)
 	}
 	return p, nil
+}
+
+// trim takes from node bridges the gateways of blocks that have gone from this
+// node: a route that is in the way of those to the nodes that have them now.
+func (t *Task) trim(ctx context.Context, now round) (err error) {
+	if t.conf.RunDir == "" {
+		return nil
+	}
+	for _, l := range now.state.Links {
+		stray := slices.ContainsFunc(l.Addrs, func(a hostnet.Addr) bool {
+			pool, own := now.snapshot.Within(a.Prefix)
+			return !a.IsSingleIP() && pool != "" && !own
+		})
+		if !stray {
+			continue
+		}
+		gone, terr := bridges.Trim(ctx, t.conf.Netns, t.conf.RunDir, l.Name, func(block netip.Prefix) (foreign bool, err error) {
+			pool, _ := now.snapshot.Within(block)
+			if pool == "" {
+				return false, nil
+			}
+			return foreign, t.conf.Ledger.With(func(l *ledger.Ledger) error {
+				// The registry may not have told yet of one that was leased a moment ago.
+				b, err := l.Book(pool, block)
+				foreign = b.Empty()
+				return err
+			})
+		})
+		if len(gone) > 0 {
+			t.log.Info("a bridge is not the gateway any more of blocks that have gone from this node", "dev", l.Name, "addrs", gone)
+		}
+		err = errors.Join(err, terr)
+	}
+	return err
 }
 
 // devs are the interfaces, the preferred one first.

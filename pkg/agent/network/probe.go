@@ -159,6 +159,11 @@ func (p *probes) read(ctx context.Context, host Host) map[hostnet.Neighbour]host
 	if err != nil {
 		return nil
 	}
+	for n, answer := range seen {
+		if answer == hostnet.Asking {
+			seen[n] = hostnet.Unknown // in a moment it will be one of the others
+		}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for n, answer := range seen {

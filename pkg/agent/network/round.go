@@ -26,6 +26,8 @@ const (
 	// withdrawAfter is when peers are told that an address is gone: one that comes
 	// back, as with a link that flaps, is worth no change on all nodes.
 	withdrawAfter = 3 * time.Second
+	// untoldAgain is when to try again to tell of a block that is lent.
+	untoldAgain = 5 * time.Second
 	// armedFor is how long an attachment has until it is on record.
 	armedFor = 30 * time.Second
 )
@@ -156,13 +158,17 @@ func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) 
 		// What is wrong with the rules is told apart, and tried again there.
 		_ = t.rules.apply(ctx, t.ruleset(now))
 	}
-	t.forward(now)
+	now.deaf = t.forward(now)
+	fail(t.trim(ctx, now), &left.host)
 	if routed == nil && now.masquerade != nil {
 		now.synced = make(map[string]bool)
 		for _, n := range now.snapshot.Networks {
 			now.synced[n.Name] = t.lacking(n) == ""
 		}
 		fail(t.remember(now), &left.ledger)
+	}
+	if now.untold = t.tell(now); now.untold != nil {
+		next = min(next, untoldAgain)
 	}
 	return left, next
 }
@@ -214,6 +220,10 @@ func (t *Task) complain(now round) (out []string) {
 	if now.snapshot == nil {
 		return out
 	}
+	if now.untold != nil {
+		say("%v", now.untold)
+	}
+	out = append(out, now.deaf...)
 	for _, n := range now.snapshot.Networks {
 		if why := n.Why; why != "" {
 			say("network %q: %s", n.Name, why)
@@ -294,6 +304,9 @@ func (t *Task) masquerade() (map[string]bool, error) {
 			return nil
 		})
 	})
+	if f := t.conf.SubnetFile; f != nil && f.IPMasq {
+		out[f.Network] = true // the containers of others are on no record here
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for name, until := range t.armed {
@@ -328,10 +341,10 @@ func (t *Task) ruleset(r round) (want nft.Ruleset) {
 	return want
 }
 
-// forward has the host pass on what comes in from peers.
-func (t *Task) forward(r round) {
+// forward has the host pass on what comes in from peers, or says why it does not.
+func (t *Task) forward(r round) (deaf []string) {
 	if !slices.ContainsFunc(r.snapshot.Networks, func(n plan.Network) bool { return n.Why == "" }) {
-		return
+		return nil
 	}
 	six := slices.ContainsFunc(r.plan.Forward, func(p netip.Prefix) bool { return p.Addr().Is6() })
 	devs := slices.Clone(r.plan.Devs)
@@ -351,7 +364,8 @@ func (t *Task) forward(r round) {
 			t.log.Info("the host forwards what comes in by an interface", "dev", dev, "sysctl", changed)
 		}
 		if err != nil {
-			t.log.Warn("peers do not reach this node's containers", "dev", dev, "err", err)
+			deaf = append(deaf, fmt.Sprintf("peers do not reach this node's containers: %v", err))
 		}
 	}
+	return deaf
 }

@@ -58,6 +58,10 @@ func TestScripts(t *testing.T) {
 			},
 			"stop":   func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(worldOf(ts).stop()) },
 			"freeze": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(worldOf(ts).freeze()) },
+			// lend lends a block of the pool pods, which may be in use, through a file.
+			"lend": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(worldOf(ts).ledger.Lend(podsUUID, netip.MustParsePrefix(args[0]), args[1], true))
+			},
 			// odd puts a value into the registry that cannot be read.
 			"odd": func(ts *testscript.TestScript, _ bool, args []string) {
 				worldOf(ts).store.Put(record.Prefix+args[0], []byte(`{"version":2}`))

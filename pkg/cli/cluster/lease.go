@@ -22,7 +22,9 @@ func (c Commands) leaseList() *cobra.Command {
 		Short: "List the blocks of which nodes have something",
 		Long: `List the blocks of which nodes have something. Of the addresses of a block, OWNED
 belong to its owner, OTHERS to other nodes, and PARKED wait for a sticky owner.
-GIVEN are those that do not follow the owner; -o json lists all of them.`,
+GIVEN are those that do not follow the owner; -o json lists all of them.
+A block that this node has LENT is out of use here: whoever reads that file gives
+out its addresses.`,
 		Example: "  underlayctl lease list --pool pods --node n1",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -32,7 +34,7 @@ GIVEN are those that do not follow the owner; -o json lists all of them.`,
 					return err
 				}
 				return c.print(cmd, all, func(t *term.Table) {
-					t.Row("POOL", "BLOCK", "OWNER", "NODE", "OWNED", "OTHERS", "PARKED", "GIVEN")
+					t.Row("POOL", "BLOCK", "OWNER", "NODE", "OWNED", "OTHERS", "PARKED", "GIVEN", "LENT TO")
 					for _, l := range all {
 						pool, owner, uuid := l.Pool, "", ""
 						if pool == "" {
@@ -41,7 +43,7 @@ GIVEN are those that do not follow the owner; -o json lists all of them.`,
 						if l.Owner != nil {
 							owner, uuid = l.Owner.Name, l.Owner.Node
 						}
-						t.Row(pool, l.CIDR, owner, uuid, l.Owned, l.Others, l.Parked, given(l.Given))
+						t.Row(pool, l.CIDR, owner, uuid, l.Owned, l.Others, l.Parked, given(l.Given), l.Lent)
 					}
 				})
 			})

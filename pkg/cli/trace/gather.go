@@ -9,6 +9,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
 	"github.com/underlay-cni/underlay/pkg/cli/book"
+	"github.com/underlay-cni/underlay/pkg/hostnet"
 	"github.com/underlay-cni/underlay/pkg/link"
 	"github.com/underlay-cni/underlay/pkg/netns"
 )
@@ -17,6 +18,8 @@ import (
 type kernel interface {
 	// PathTo is the way from the host to an address.
 	PathTo(netip.Addr) (link.Path, error)
+	// Answer is what is known of a neighbour of the host.
+	Answer(hostnet.Neighbour) (hostnet.Answer, error)
 	// Attached is the link of an attachment in its container, and the name of its
 	// parent on the host, if it has one.
 	Attached(ipam.Record) (l link.Link, parent string, err error)
@@ -37,6 +40,11 @@ func gather(ctx context.Context, b book.Book, a agent, k kernel, from, to netip.
 		var err error
 		if e.path, err = k.PathTo(e.addr); err != nil {
 			return f, err
+		}
+		if n, ok := neighbour(e.path, e.addr); ok {
+			if e.answer, err = k.Answer(n); err != nil {
+				return f, err
+			}
 		}
 	}
 	if err := f.held(b, k); err != nil {
@@ -150,6 +158,17 @@ func contain(list []netip.Prefix, a netip.Addr) bool {
 
 // host is the kernel of this machine, in the namespace of this process.
 type host struct{ *link.Handle }
+
+// Answer implements kernel.
+func (h host) Answer(n hostnet.Neighbour) (hostnet.Answer, error) {
+	network, err := hostnet.Open(nil)
+	if err != nil {
+		return hostnet.Unknown, err
+	}
+	defer network.Close()
+	all, err := network.Answers(context.Background(), []string{n.Dev})
+	return all[n], err
+}
 
 // Attached implements kernel.
 func (h host) Attached(r ipam.Record) (l link.Link, parent string, err error) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
+	"github.com/underlay-cni/underlay/pkg/hostnet"
 	"github.com/underlay-cni/underlay/pkg/link"
 )
 
@@ -49,8 +50,10 @@ type end struct {
 	uses   ipam.Uses
 	link   link.Link
 	parent string
-	// path is how this node would send to it.
-	path link.Path
+	// path is how this node would send to it, and answer what is known of the
+	// neighbour there.
+	path   link.Path
+	answer hostnet.Answer
 	// peer in whose block of a network it is, if so; network where it is in a
 	// block of this node.
 	peer    *api.Peer
@@ -146,10 +149,12 @@ func (t *Trace) route(f facts) {
 	switch {
 	case to.record != nil:
 		t.local(f)
+		t.listen(to)
 	case to.path.Own:
 		t.arrive("this host has %s", to.addr)
 	case to.peer != nil:
 		t.peer(to)
+		t.listen(to)
 	case to.network != "":
 		t.fail("%s is in a block of this node, of network %s, and no container has it", to.addr, to.network)
 	case to.path.Link.Name == "":
@@ -160,7 +165,37 @@ func (t *Trace) route(f facts) {
 			how = ", masqueraded unless that is a node's or a container's"
 		}
 		t.arrive("%s leaves %s%s", to.addr, out(to.path), how)
+		t.listen(to)
 	}
+}
+
+// listen says whether the neighbour that the host would send to answers, as far as
+// the kernel has found out.
+func (t *Trace) listen(to end) {
+	if !t.Reached || to.answer == hostnet.Found {
+		return
+	}
+	n, _ := neighbour(to.path, to.addr)
+	switch to.answer {
+	case hostnet.Silent:
+		t.Reached = false
+		t.fail("nobody answers at %s on %s: the neighbour's entry there is FAILED", n.Addr, n.Dev)
+	case hostnet.Asking:
+		if t.Unknown != "" {
+			t.Unknown += "; "
+		}
+		t.Unknown += fmt.Sprintf("whether %s on %s answers: the neighbour's entry there is INCOMPLETE, which in three seconds it will not be any more", n.Addr, n.Dev)
+	}
+}
+
+// neighbour is who gets what the host sends to an address; ok is false where that is
+// nobody on a link.
+func neighbour(p link.Path, to netip.Addr) (n hostnet.Neighbour, ok bool) {
+	n = hostnet.Neighbour{Dev: p.Link.Name, Addr: to}
+	if p.Via.IsValid() {
+		n.Addr = p.Via
+	}
+	return n, !p.Own && n.Dev != ""
 }
 
 // local is the way to a container of this node.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
+	"github.com/underlay-cni/underlay/pkg/hostnet"
 	"github.com/underlay-cni/underlay/pkg/link"
 )
 
@@ -60,6 +61,8 @@ func TestFollow(t *testing.T) {
 	}
 	host := func(addr string) end { return away(addr, link.Path{Own: true}) }
 	access := func(e *end) { e.uses.HostAccess = true }
+	gaveUp := func(e *end) { e.answer = hostnet.Silent }
+	asked := func(e *end) { e.answer = hostnet.Asking }
 	a := pair("a", "10.5.1.2/26")
 	tests := []struct {
 		name    string
@@ -78,6 +81,11 @@ func TestFollow(t *testing.T) {
 		{"the route is gone", a, peer(h2, link.Path{}), false, "is another", "no route"},
 		{"the default route takes it", a, peer(h2, via("192.0.2.254", "eth1")), false, "is another", "via 192.0.2.254 dev eth1"},
 		{"a silent peer", a, peer(&silent, via("192.0.2.2", "eth1")), false, "no answer for 5 s", ""},
+		{"a peer that the kernel gave up", a, with(peer(h2, via("192.0.2.2", "eth1")), gaveUp), false, "nobody answers at 192.0.2.2 on eth1: the neighbour's entry there is FAILED", ""},
+		{"a peer that is asked", a, with(peer(h2, via("192.0.2.2", "eth1")), asked), true, "peer h2, via 192.0.2.2 dev eth1", ""},
+		{"the route is gone, and nobody answers", a, with(peer(h2, via("192.0.2.254", "eth1")), gaveUp), false, "is another", "via 192.0.2.254 dev eth1"},
+		{"a router that the kernel gave up", a, with(away("198.51.100.1", via("192.0.2.254", "eth1")), gaveUp), false, "nobody answers at 192.0.2.254 on eth1", ""},
+		{"a container that does not answer", a, with(pair("b", "10.5.1.3/26"), gaveUp), false, "nobody answers at 10.5.1.3 on ", ""},
 		{"no way to a peer", a, peer(&lost, link.Path{}), false, "on no subnet of this node", ""},
 		{"a peer of an overlay", a, peer(&far, via("10.5.2.1", "vx7")), true, "peer h2, VTEP 192.0.2.2, network pods", ""},
 		{"the overlay's route is gone", a, peer(&far, via("192.0.2.254", "eth1")), false, "is another", "via 192.0.2.254 dev eth1"},
@@ -122,6 +130,9 @@ func TestFollow(t *testing.T) {
 				t.Errorf("what differs (-want +got):\n%s", diff)
 			}
 		})
+	}
+	if got := follow(facts{node: "h1", from: a, to: with(peer(h2, via("192.0.2.2", "eth1")), asked), unknown: errors.New("a")}); !strings.HasPrefix(got.Unknown, "a; whether 192.0.2.2 on eth1 answers: the neighbour's entry there is INCOMPLETE") {
+		t.Errorf("a neighbour that is asked: %+v", got)
 	}
 	if got := follow(facts{node: "h1", from: a, to: host("192.0.2.1"), unknown: errors.New("no agent")}); got.Unknown != "no agent" {
 		t.Errorf("without an agent: %+v", got)

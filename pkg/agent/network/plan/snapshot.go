@@ -107,6 +107,19 @@ func (s *Snapshot) Choice() bool {
 	return slices.ContainsFunc(s.Networks, func(n Network) bool { return n.DirectRouting && n.Why == "" })
 }
 
+// Within returns the UUID of the pool that a subnet lies in, "" for none, and
+// whether it has something of a block of this node's.
+func (s *Snapshot) Within(subnet netip.Prefix) (pool string, own bool) {
+	for _, n := range s.Networks {
+		if !within(n.Prefixes, subnet) {
+			continue
+		}
+		pool = n.uuid
+		own = own || slices.ContainsFunc(n.Blocks, func(b Block) bool { return b.Owner == s.Me && b.CIDR.Overlaps(subnet) })
+	}
+	return pool, own
+}
+
 // Take reads a view for the node me. Follow are the names of the networks that
 // are followed; nil means all. Before, unless nil, is the last Snapshot.
 func Take(v *registry.View, me lease.Node, follow []string, before *Snapshot) *Snapshot {
