@@ -15,6 +15,10 @@ import (
 var tenantRanges = json.RawMessage(`{"type": "underlay", "ranges": [
 	[{"subnet": "10.7.0.0/24"}], [{"subnet": "fd07::/64"}]]}`)
 
+// otherTenantRanges are for another host, whose ledger knows nothing of this one's.
+var otherTenantRanges = json.RawMessage(`{"type": "underlay", "ranges": [
+	[{"subnet": "10.7.0.0/24", "rangeStart": "10.7.0.128"}], [{"subnet": "fd07::/64", "rangeStart": "fd07::8000"}]]}`)
+
 // chain is a network of several plugins.
 func chain(t *testing.T, name string, plugins ...keys) string {
 	t.Helper()
