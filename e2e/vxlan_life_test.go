@@ -44,6 +44,10 @@ func TestSegmentRefused(t *testing.T) {
 		{"MTU of the master", alone, keys{"mtu": 1451}, codeConfig, []string{"mtu: 1451", "1450", "1500"}},
 		{"MTU of others", others, keys{"mtu": 1400}, codeConfig, []string{"mtu: 1400", "1450"}},
 		{"port of others", others, keys{"port": 4789}, codeParent, []string{"vni: 5001", "8472"}},
+		{"port of others, whose device is gone", func(t *testing.T, h *lab.Host) {
+			others(t, h)
+			ip("link delete vx5001")(t, h)
+		}, keys{"port": 4789}, codeParent, []string{"vni: 5001", `"eth1"`, "8472"}},
 		{"master of others", func(t *testing.T, h *lab.Host) {
 			others(t, h)
 			ip("link add eth2 type veth peer name far2", "link set eth2 up", "link set far2 up", "addr add 198.51.100.1/24 dev eth2")(t, h)

@@ -64,7 +64,7 @@ func (c *config) addSegment(ctx context.Context, req *cni.Request) (res *current
 				err = errors.Join(err, undo(context.WithoutCancel(ctx)))
 			}
 		}()
-		if err := c.make(ctx, want, c.record(req)); err != nil {
+		if err := c.make(ctx, h, want.Parent, c.record(req)); err != nil {
 			return err
 		}
 		leg, err := h.ByName(vxlan.LegName(c.VNI))
@@ -111,28 +111,36 @@ func (c *config) wanted(h *link.Handle) (s vxlan.Segment, err error) {
 
 // make makes the segment for an attachment on record. Who is in it already is
 // not moved elsewhere.
-func (c *config) make(ctx context.Context, want vxlan.Segment, att ipam.Attachment) error {
-	unlock, err := c.lock(ctx, want.Parent, want.VNI)
+func (c *config) make(ctx context.Context, h *link.Handle, parent string, att ipam.Attachment) error {
+	unlock, err := c.lock(ctx, parent, c.VNI)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	users, err := attach.Client(&c.Config).SegmentUsers(ctx, want.VNI, 2) // this one, and another if there is any
+	want, err := c.wanted(h) // which others may have had a say in by now
 	if err != nil {
 		return err
 	}
-	have, found, err := vxlan.Find(nil, want.VNI)
+	users, err := attach.Client(&c.Config).SegmentUsers(ctx, c.VNI, 2) // this one, and another if there is any
 	if err != nil {
 		return err
 	}
-	others := found && slices.ContainsFunc(users, func(r ipam.AttachmentRecord) bool { return r.Attachment != att })
+	have, found, err := vxlan.Find(nil, c.VNI)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(users, func(r ipam.AttachmentRecord) bool { return r.Attachment != att })
+	others := i >= 0
+	if others && !found { // somebody has deleted it
+		have.Parent, have.Port = users[i].Uses.Parent, users[i].Uses.Segment.Port
+	}
 	switch {
-	case found && have.Network != "":
-		return cni.Errorf(cni.CodeParent, "vni: %d is that of network %q, whose peers are routed to; a segment needs a vni of its own", want.VNI, have.Network)
-	case others && have.Parent != "" && (have.Parent != want.Parent || have.Port != want.Port):
-		return cni.Errorf(cni.CodeParent, "vni: %d has containers on master %q, with port %d; use these, or another vni", want.VNI, have.Parent, have.Port)
+	case have.Network != "":
+		return cni.Errorf(cni.CodeParent, "vni: %d is that of network %q, whose peers are routed to; a segment needs a vni of its own", c.VNI, have.Network)
+	case others && (have.Parent != want.Parent || have.Port != want.Port):
+		return cni.Errorf(cni.CodeParent, "vni: %d has containers on master %q, with port %d; use these, or another vni", c.VNI, have.Parent, have.Port)
 	case others && c.MTU != 0 && c.MTU != want.MTU:
-		return invalid("mtu: %d, and segment %d has containers with %d; use that, or leave mtu out", c.MTU, want.VNI, want.MTU)
+		return invalid("mtu: %d, and segment %d has containers with %d; use that, or leave mtu out", c.MTU, c.VNI, want.MTU)
 	case !others:
 		want.MTU = c.MTU
 	}
