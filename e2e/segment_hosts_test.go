@@ -87,6 +87,11 @@ func TestSegmentOverHosts(t *testing.T) {
 	meet(t, r2.station, r3.station)
 	meet(t, r1.station, r3.station)
 	meet(t, b1.station, b2.station)
+	for i, a := range r2.addrs {
+		if out := ctl(t, h1.Host, "trace", r1.addrs[i].String(), a.String()); !strings.Contains(out, "VXLAN") || !strings.Contains(out, "node h2, VTEP 192.0.2.2, has "+a.String()) {
+			t.Errorf("trace to %s:\n%s", a, out)
+		}
+	}
 	if arp := vxlanARP(wire); len(arp) > 0 {
 		t.Errorf("somebody asks for what is known:\n%s", strings.Join(arp, "\n"))
 	}

@@ -21,10 +21,12 @@ import (
 	"github.com/underlay-cni/underlay/pkg/vxlan"
 )
 
-// desk is a task with nothing real about it.
+// desk is a task with nothing real about it, of node n<me>.
 type desk struct {
 	*Task
 	t       *testing.T
+	me      int
+	conf    Config
 	store   *memstore.Store
 	ledger  *ledger.Ledger
 	metrics *prometheus.Registry
@@ -44,22 +46,36 @@ type desk struct {
 
 func newDesk(t *testing.T, change func(*Config)) *desk {
 	t.Helper()
-	d := &desk{t: t, store: memstore.New(), metrics: prometheus.NewRegistry(), members: make(chan struct{}, 1), kernels: make(map[int]*neigh.Fake), local: "192.0.2.1"}
+	return newDeskOf(t, 1, memstore.New(), change)
+}
+
+func newDeskOf(t *testing.T, me int, store *memstore.Store, change func(*Config)) *desk {
+	t.Helper()
+	d := &desk{t: t, me: me, store: store, members: make(chan struct{}, 1), kernels: make(map[int]*neigh.Fake), local: fmt.Sprint("192.0.2.", me)}
 	dir := t.TempDir()
 	var err error
 	d.ledger, err = ledger.Open(t.Context(), ledger.Options{DataDir: dir, RunDir: dir + "/run", BootID: "boot", MachineID: "m"})
 	must(t, err)
 	t.Cleanup(func() { must(t, d.ledger.Close()) })
-	conf := Config{
-		Cluster: d, Ledger: d, Node: "n1", Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Registry: d.metrics, Host: d,
+	d.conf = Config{
+		Cluster: d, Ledger: d, Node: fmt.Sprint("n", me), Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Host: d,
 		Changed: func() { d.mu.Lock(); d.changed++; d.mu.Unlock() },
 	}
 	if change != nil {
-		change(&conf)
+		change(&d.conf)
 	}
-	d.Task, err = New(conf)
-	must(t, err)
+	d.anew()
 	return d
+}
+
+// anew makes the task of another life.
+func (d *desk) anew() {
+	d.t.Helper()
+	d.metrics = prometheus.NewRegistry()
+	d.conf.Registry = d.metrics
+	var err error
+	d.Task, err = New(d.conf)
+	must(d.t, err)
 }
 
 // run runs it until end.
@@ -93,7 +109,7 @@ func (d *desk) Look(ctx context.Context, f func(*registry.View, lease.Node)) err
 	}
 	v, err := registry.Registry{Store: d.store}.View(ctx)
 	if err == nil {
-		f(v, idOf(1))
+		f(v, idOf(d.me))
 	}
 	return err
 }
@@ -108,6 +124,16 @@ func (d *desk) Watch(ctx context.Context, heard func()) error {
 	heard()
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+// hear tells that links may be others, if anybody listens.
+func (d *desk) hear() {
+	d.mu.Lock()
+	heard := d.links
+	d.mu.Unlock()
+	if heard != nil {
+		heard()
+	}
 }
 
 func (d *desk) Build(vni, port int, parent string) (s vxlan.Segment, err error) {

@@ -233,6 +233,9 @@ func (t *Task) stand(ctx context.Context) {
 		}
 		next = every
 		now, err := t.look(ctx)
+		if err == nil {
+			t.takeOver(now)
+		}
 		if err == nil && now.me != was {
 			if err = t.leaveOld(ctx, now.me); err == nil {
 				was = now.me
@@ -244,7 +247,22 @@ func (t *Task) stand(ctx context.Context) {
 	}
 }
 
-// look reads the registry's view, and has the parts look at what is new in it.
+// takeOver has the parts look at what is new in what the registry says.
+func (t *Task) takeOver(now standing) {
+	t.mu.Lock()
+	same := now.me == t.standing.me && maps.Equal(now.gone, t.standing.gone)
+	t.standing = now
+	t.mu.Unlock()
+	if same {
+		return
+	}
+	for _, p := range t.all() {
+		p.keep.ring()
+		p.publish.ring()
+	}
+}
+
+// look reads the registry's view.
 func (t *Task) look(ctx context.Context) (now standing, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -261,16 +279,6 @@ func (t *Task) look(ctx context.Context) (now standing, err error) {
 	})
 	if err != nil {
 		return now, fmt.Errorf("look at the registry: %w", err)
-	}
-	t.mu.Lock()
-	same := now.me == t.standing.me && maps.Equal(now.gone, t.standing.gone)
-	t.standing = now
-	t.mu.Unlock()
-	if !same {
-		for _, p := range t.all() {
-			p.keep.ring()
-			p.publish.ring()
-		}
 	}
 	return now, nil
 }

@@ -105,6 +105,7 @@ type Task struct {
 	// heard of the host's links, and of the ledger.
 	links, stirred bell
 	leaving        leaving
+	guarding       sync.Mutex
 
 	mu    sync.Mutex
 	host  Host
@@ -243,8 +244,11 @@ func (t *Task) Guard() (ports []uint16, vteps []netip.Addr) {
 	return slices.Clone(t.guard.ports), slices.Clone(t.guard.vteps)
 }
 
-// reguard works out anew what Guard says.
+// reguard works out anew what Guard says. It does so for one after the other, or
+// what is older might come last.
 func (t *Task) reguard() {
+	t.guarding.Lock()
+	defer t.guarding.Unlock()
 	var g guard
 	unknown := make(map[int]bool)
 	for _, p := range t.all() {

@@ -147,7 +147,7 @@ underlay_segments{state="kept"} 1
 		d.pass(time.Minute)
 		d.expect("without a ledger", before, d.kernel())
 		d.kernels[vni].DeleteDevice("br7")
-		d.links()
+		d.hear()
 		d.pass(time.Second)
 		d.expect("built without a ledger", before, d.kernel())
 		d.set(func() { d.unread = nil })
@@ -159,7 +159,7 @@ underlay_segments{state="kept"} 1
 		if len(s.All) != 3 || s.All[0].State != api.EndpointFailed || !strings.Contains(s.All[0].Reason, "br7") {
 			t.Errorf("%+v", s.All)
 		}
-		d.links()
+		d.hear()
 		d.pass(2 * time.Second)
 		d.expect("built again", before, d.kernel())
 	})
@@ -239,7 +239,7 @@ func TestAlone(t *testing.T) {
 		d.Stir()
 		d.pass(time.Second)
 		built := len(d.built)
-		d.links()
+		d.hear()
 		d.pass(time.Second)
 		if built == 0 || len(d.built) <= built {
 			t.Errorf("built %d times, and then %d", built, len(d.built))

@@ -31,6 +31,7 @@ type agent interface {
 	Peers(ctx context.Context, network string) ([]api.Peer, error)
 	Routing(context.Context) (api.Routing, error)
 	Leases(context.Context, api.LeaseFilter) ([]api.Lease, error)
+	Segment(ctx context.Context, vni int) (api.SegmentDetail, error)
 }
 
 // gather finds what is known of the two ends.
@@ -100,6 +101,13 @@ func (f *facts) ask(ctx context.Context, a agent) error {
 		return fmt.Errorf("which node has which block: %w", err)
 	}
 	f.node = n.Name
+	if vni := f.from.uses.Segment.VNI; vni != 0 {
+		s, err := a.Segment(ctx, vni)
+		if err != nil {
+			return fmt.Errorf("who is in segment %d: %w", vni, err)
+		}
+		f.segment = &s
+	}
 	peers, err := a.Peers(ctx, "")
 	if errors.Is(err, api.ErrNoRegistry) {
 		return nil // there are no others

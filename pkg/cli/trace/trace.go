@@ -66,7 +66,9 @@ type end struct {
 type facts struct {
 	node     string
 	from, to end
-	// unknown says why nothing is known of peers and leases.
+	// segment is the VXLAN segment that the first one is in, as far as it is known.
+	segment *api.SegmentDetail
+	// unknown says why nothing is known of peers, leases and segments.
 	unknown error
 }
 
@@ -276,6 +278,9 @@ func (t *Trace) segment(f facts) {
 			return
 		}
 		t.arrive("this host has %s", to.addr)
+	case near && from.uses.Segment.VNI != 0:
+		t.hop("%s", on)
+		t.inSegment(f)
 	case near:
 		t.hop("%s", on)
 		if to.owner != "" && to.owner != f.node {

@@ -138,3 +138,52 @@ func TestFollow(t *testing.T) {
 		t.Errorf("without an agent: %+v", got)
 	}
 }
+
+// TestFollowSegment: in a segment a packet goes where the agent leads it.
+func TestFollowSegment(t *testing.T) {
+	t.Parallel()
+	a := with(macvlan("a", "10.9.0.1/24", "bridge"), func(e *end) { e.parent, e.uses.Segment.VNI = "lg7", 7 })
+	b := with(macvlan("b", "10.9.0.2/24", "bridge"), func(e *end) { e.parent = "lg7" })
+	foreign := with(macvlan("c", "10.9.0.3/24", "bridge"), func(e *end) { e.parent = "lg8" })
+	n2, n3 := api.NodeName{Node: "u2", Name: "h2"}, api.NodeName{Node: "u3"}
+	at := func(n api.NodeName, addr string, state api.EndpointState) api.SegmentEndpoint {
+		return api.SegmentEndpoint{NodeName: n, MAC: "02:00:5e:00:53:01", Addresses: []netip.Addr{netip.MustParseAddr(addr)}, State: state, Reason: "why"}
+	}
+	s := &api.SegmentDetail{
+		Segment: api.Segment{VNI: 7, Nodes: 3},
+		Members: []api.SegmentMember{{NodeName: n2, VTEP: netip.MustParseAddr("192.0.2.2")}, {NodeName: n3, VTEP: netip.MustParseAddr("192.0.2.3")}},
+		All: []api.SegmentEndpoint{
+			at(n3, "10.9.0.3", api.EndpointMoved), at(n2, "10.9.0.3", api.EndpointRemote), at(n3, "10.9.0.3", api.EndpointMoved),
+			at(n3, "10.9.0.4", api.EndpointRemote), at(n3, "10.9.0.5", api.EndpointFailed), at(n2, "10.9.0.6", api.EndpointUnreachable), at(n2, "10.9.0.7", api.EndpointLocal),
+		},
+	}
+	for _, tt := range []struct {
+		name    string
+		to      end
+		segment *api.SegmentDetail
+		reached bool
+		last    string
+	}{
+		{"on this node", b, s, true, "a sibling on lg7"},
+		{"on another node, not this one's of another segment", foreign, s, true, "node h2, VTEP 192.0.2.2, has 10.9.0.3"},
+		{"on a node without a name", away("10.9.0.4", dev("eth1")), s, true, "node u3, VTEP 192.0.2.3, has 10.9.0.4"},
+		{"refused by the kernel", away("10.9.0.5", dev("eth1")), s, false, "10.9.0.5 is on node u3, and failed: why"},
+		{"on a node that nothing leads to", away("10.9.0.6", dev("eth1")), s, false, "10.9.0.6 is on node h2, and unreachable: why"},
+		{"on another parent of this node", away("10.9.0.7", dev("eth1")), s, true, "on this node too"},
+		{"nobody's", away("10.9.0.99", dev("eth1")), s, true, "all 3 nodes of it are asked"},
+		{"without an agent", away("10.9.0.4", dev("eth1")), nil, true, "segment 7, whoever has 10.9.0.4"},
+		{"out of it", away("198.51.100.1", dev("eth1")), s, true, "gateway 10.9.0.1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got := follow(facts{node: "h1", from: a, to: tt.to, segment: tt.segment})
+			said := got.Reason
+			if tt.reached {
+				said = got.Hops[len(got.Hops)-1]
+			}
+			if got.Reached != tt.reached || !strings.Contains(said, tt.last) || (got.Reason == "") != tt.reached || len(got.Differs) > 0 {
+				t.Errorf("got %+v, want reached: %t, and %q", got, tt.reached, tt.last)
+			}
+		})
+	}
+}
