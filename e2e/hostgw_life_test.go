@@ -171,6 +171,41 @@ func TestHostgwTwoNetworks(t *testing.T) {
 	wantNoStatic(t, h)
 }
 
+// One address family is enough, for containers and for hosts.
+func TestHostgwOneFamily(t *testing.T) {
+	t.Parallel()
+	for family, other := range map[string]string{"-4": "-6", "-6": "-4"} {
+		for mode, more := range hostgwModes {
+			t.Run(family+", "+mode, func(t *testing.T) {
+				t.Parallel()
+				b := newBed(t)
+				var all []*attachment
+				for _, h := range []*lab.Host{b.h1, b.h2} {
+					mustDo(t, h.Namespace, "ip", other, "addr", "flush", "dev", "eth1", "scope", "global")
+					own, far := h.Name[1:], string('3'-h.Name[1]+'0')
+					conf := keys{"ipMasq": true, "peers": []keys{{"prefix": "10.5." + far + ".0/24", "via": "192.0.2." + far}},
+						"ipam": json.RawMessage(`{"type": "underlay", "ranges": [[{"subnet": "10.5.` + own + `.0/24"}]]}`)}
+					if family == "-6" {
+						conf = keys{"ipMasq": true, "peers": []keys{{"prefix": "fd05:0:0:" + far + "::/64", "via": "2001:db8::" + far}},
+							"ipam": json.RawMessage(`{"type": "underlay", "ranges": [[{"subnet": "fd05:0:0:` + own + `::/64"}]]}`)}
+					}
+					c := attach(t, h, "c"+own, pods(t, h, merged(conf, more)))
+					if len(c.addrs) != 1 {
+						t.Errorf("addresses %v", c.addrs)
+					}
+					all = append(all, c)
+				}
+				meet(t, all[0].station, all[1].station)
+				for i, h := range []*lab.Host{b.h1, b.h2} {
+					wantOK(t, "CHECK", all[i].cni.Check(t.Context(), all[i].conf, all[i].rt))
+					all[i].del()
+					wantNoStatic(t, h)
+				}
+			})
+		}
+	}
+}
+
 // Somebody else's bridge is used if it has the gateways, and left as it is.
 func TestHostgwForeignBridge(t *testing.T) {
 	t.Parallel()

@@ -177,6 +177,12 @@ func TestLendAnother(t *testing.T) {
 	l := newLender(t, `{"version":1,"name":"a","kind":"routed","ranges":[[{"subnet":"10.0.0.0/26"}]],"blockPrefix":{"ipv4":29}}`)
 	l.again()
 	first := l.lent()
+	for range 3 {
+		l.c.round()
+	}
+	if got := l.c.owned(); got[0] != 1 {
+		t.Errorf("%d blocks leased where nobody asks for an address, want the one that is lent", got[0])
+	}
 	l.loan.To = "/another"
 	l.again()
 	if both := l.lent(); strings.Count(both, ",") != 1 || !strings.Contains(both, first) || !strings.Contains(both, "/another") {

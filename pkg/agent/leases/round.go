@@ -284,6 +284,9 @@ func (t *Trader) uses(p record.Pool, set int, blocks []ledger.Block) (uses []lea
 	}
 	now := t.now()
 	for _, b := range blocks {
+		if b.Lent != "" {
+			continue // it is neither here for an ADD, nor does it say that there are any
+		}
 		u := lease.Use{CIDR: b.CIDR}
 		for a, m := range b.Marks {
 			if _, usable := p.Sets[set].Find(a); !usable || m.Status == lease.Giving {

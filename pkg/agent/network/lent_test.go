@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+	"github.com/underlay-cni/underlay/pkg/agent/network/plan"
+	"github.com/underlay-cni/underlay/pkg/hostnet"
 	"github.com/underlay-cni/underlay/pkg/netns"
 	"github.com/underlay-cni/underlay/pkg/netns/netnstest"
 )
@@ -146,5 +149,43 @@ func TestSubnetFile(t *testing.T) {
 	})
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("the file: %v", err)
+	}
+}
+
+// TestSubnetFileMTU: the file tells what goes on the way to any peer, through VXLAN
+// or not, by the smallest parent; where that is not known there is no file.
+func TestSubnetFileMTU(t *testing.T) {
+	t.Parallel()
+	link := func(name string, mtu int, addr string) hostnet.Link {
+		return hostnet.Link{Name: name, MTU: mtu, Up: true, Broadcast: true, Addrs: []hostnet.Addr{{Prefix: netip.MustParsePrefix(addr)}}}
+	}
+	wire, other, six := link("eth1", 1500, "192.0.2.1/24"), link("eth2", 9000, "198.51.100.1/24"), link("eth1", 1500, "2001:db8::1/64")
+	for _, tt := range []struct {
+		name    string
+		backend string
+		parents []string
+		links   []hostnet.Link
+		want    int
+	}{
+		{"direct", record.HostGW, []string{"eth1"}, []hostnet.Link{wire, other}, 1500},
+		{"jumbo frames", record.HostGW, []string{"eth2"}, []hostnet.Link{wire, other}, 9000},
+		{"the smaller of two", record.HostGW, []string{"eth2", "eth1"}, []hostnet.Link{wire, other}, 1500},
+		{"VXLAN over IPv4", record.VXLAN, []string{"eth1"}, []hostnet.Link{wire}, 1450},
+		{"VXLAN over IPv6", record.VXLAN, []string{"eth1"}, []hostnet.Link{six}, 1430},
+		{"no parent", record.HostGW, []string{"eth9"}, []hostnet.Link{wire}, 0},
+		{"VXLAN from nowhere", record.VXLAN, []string{"eth9"}, []hostnet.Link{wire}, 0},
+	} {
+		parents := make(map[string]Parent)
+		for _, p := range tt.parents {
+			parents[p] = Parent{Name: p}
+		}
+		d := newDesk(t, func(c *Config) { c.Parents = parents })
+		now := round{state: hostnet.State{Links: tt.links}}
+		n := plan.Network{Name: "pods", Backend: tt.backend, VNI: 7, Port: 8472}
+		now.snapshot = &plan.Snapshot{Networks: []plan.Network{n}}
+		now.plan = plan.Make(now.snapshot, now.state, d.parents.devs(now.state), d.probes.answer)
+		if got := d.mtu(now, n); got != tt.want {
+			t.Errorf("%s: %d, want %d", tt.name, got, tt.want)
+		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/pkg/agent/network/bridges"
@@ -54,12 +55,17 @@ func newParents(conf map[string]Parent) (p parents, err error) {
 	return p, nil
 }
 
+// trimPatience is how long an ADD may keep a bridge from the agent: it tries again.
+const trimPatience = time.Second
+
 // trim takes from node bridges the gateways of blocks that have gone from this
 // node: a route that is in the way of those to the nodes that have them now.
 func (t *Task) trim(ctx context.Context, now round) (err error) {
 	if t.conf.RunDir == "" {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, trimPatience)
+	defer cancel()
 	for _, l := range now.state.Links {
 		stray := slices.ContainsFunc(l.Addrs, func(a hostnet.Addr) bool {
 			pool, own := now.snapshot.Within(a.Prefix)

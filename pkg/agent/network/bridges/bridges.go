@@ -22,11 +22,6 @@ import (
 // them. A bridge that is none of ours, or gone, keeps what it has. No ADD can give
 // it an address meanwhile: runDir has the lock that these take.
 func Trim(ctx context.Context, ns *netns.NS, runDir, bridge string, foreign func(netip.Prefix) (bool, error)) (gone []netip.Prefix, err error) {
-	unlock, err := flock.Parent(ctx, runDir, bridge)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
 	fd := -1
 	if ns != nil {
 		fd = ns.Fd()
@@ -36,12 +31,18 @@ func Trim(ctx context.Context, ns *netns.NS, runDir, bridge string, foreign func
 		return nil, err
 	}
 	defer h.Close()
-	l, err := h.ByName(bridge)
-	if errors.Is(err, link.ErrNotFound) || err == nil && (l.Kind != "bridge" || l.Alias != link.SharedAlias) {
-		return nil, nil
+	// Others' locks are none of ours: whether it is our bridge is seen before.
+	if l, err := h.ByName(bridge); err != nil || !ours(l) {
+		return nil, unlessGone(err)
 	}
+	unlock, err := flock.Parent(ctx, runDir, bridge)
 	if err != nil {
 		return nil, err
+	}
+	defer unlock()
+	l, err := h.ByName(bridge)
+	if err != nil || !ours(l) {
+		return nil, unlessGone(err)
 	}
 	addrs, err := h.Addrs(l.Index)
 	for _, a := range addrs {
@@ -56,4 +57,13 @@ func Trim(ctx context.Context, ns *netns.NS, runDir, bridge string, foreign func
 		}
 	}
 	return gone, err
+}
+
+func ours(l link.Link) bool { return l.Kind == "bridge" && l.Alias == link.SharedAlias }
+
+func unlessGone(err error) error {
+	if errors.Is(err, link.ErrNotFound) {
+		return nil
+	}
+	return err
 }
