@@ -118,6 +118,15 @@ func container(t *testing.T, h *lab.Host, name string) (*lab.Namespace, *libcni.
 
 func (a *attachment) add() {
 	a.t.Helper()
+	a.addAny()
+	if len(a.addrs) != 2 || a.addrs[0].Is4() == a.addrs[1].Is4() {
+		a.t.Fatalf("ADD %s: addresses %v, want one of each family", a.ID, a.addrs)
+	}
+}
+
+// addAny is add for whatever addresses there are.
+func (a *attachment) addAny() {
+	a.t.Helper()
 	result, err := a.cni.Add(a.t.Context(), a.conf, a.rt)
 	if err != nil {
 		a.t.Fatalf("ADD %s: %v", a.ID, err)
@@ -126,9 +135,6 @@ func (a *attachment) add() {
 	for _, ip := range result.IPs {
 		addr, _ := netip.AddrFromSlice(ip.Address.IP)
 		a.addrs = append(a.addrs, addr.Unmap())
-	}
-	if len(a.addrs) != 2 || a.addrs[0].Is4() == a.addrs[1].Is4() {
-		a.t.Fatalf("ADD %s: addresses %v, want one of each family", a.ID, a.addrs)
 	}
 	a.mac = mustLink(a.t, a.Namespace, "eth0").MAC
 }

@@ -189,7 +189,9 @@ func TestHostgwOneFamily(t *testing.T) {
 						conf = keys{"ipMasq": true, "peers": []keys{{"prefix": "fd05:0:0:" + far + "::/64", "via": "2001:db8::" + far}},
 							"ipam": json.RawMessage(`{"type": "underlay", "ranges": [[{"subnet": "fd05:0:0:` + own + `::/64"}]]}`)}
 					}
-					c := attach(t, h, "c"+own, pods(t, h, merged(conf, more)))
+					c := &attachment{t: t, cni: h.CNI(ours), conf: pods(t, h, merged(conf, more))}
+					c.Namespace, c.rt = container(t, h, "c"+own)
+					c.addAny()
 					if len(c.addrs) != 1 {
 						t.Errorf("addresses %v", c.addrs)
 					}
