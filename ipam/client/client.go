@@ -102,8 +102,11 @@ func (c *Client) Allocate(ctx context.Context, req ipam.AllocateRequest, decided
 	if r != nil && r.Allocation != nil {
 		a = *r.Allocation
 	}
-	if errors.Is(err, errSilent) {
-		// It may have been given all the same.
+	// It may have been given all the same, by this request or by one that was lost
+	// before (do). Undoing what was not done is no way to be safe: what an earlier
+	// ADD of the attachment has is told from this one's by the time of day, which
+	// may have been set back.
+	if errors.Is(err, errSilent) && (!errors.Is(err, errUnread) || !req.Since.IsZero()) {
 		undo := ipam.ReleaseRequest{Attachment: req.Attachment, Since: began, Undo: true}
 		err = errors.Join(err, c.spool(undo))
 	}

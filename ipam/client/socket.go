@@ -21,6 +21,9 @@ var (
 	// errSilent is returned when the agent took no request, or gave no answer,
 	// in the time there was.
 	errSilent = errors.New("the agent does not answer")
+	// errUnread is the errSilent of a request that the agent has not read, and
+	// does nothing about when it does: it sees then that nobody waits.
+	errUnread = fmt.Errorf("%w: it has not read the request", errSilent)
 )
 
 const (
@@ -60,7 +63,7 @@ func (c *Client) dial(ctx context.Context) (socket, error) {
 		// More wait to be served than the kernel lets queue.
 		select {
 		case <-ctx.Done():
-			return -1, fmt.Errorf("%w: %w", errSilent, context.Cause(ctx))
+			return -1, fmt.Errorf("%w: %w", errUnread, context.Cause(ctx))
 		case <-time.After(poll):
 		}
 	}
@@ -147,7 +150,11 @@ func (r *reader) Read(p []byte) (n int, err error) {
 	n, r.err = r.s.retry(r.ctx, unix.POLLIN, func() (int, error) {
 		n, err := unix.Read(int(r.s), p)
 		if errors.Is(err, unix.EAGAIN) && time.Since(r.sent) > unreadPatience && r.s.unread() {
-			return 0, fmt.Errorf("%w: it has not read the request for %s; is it stopped?", errSilent, unreadPatience)
+			// What is unread after this is read by somebody who sees the end.
+			if err := unix.Shutdown(int(r.s), unix.SHUT_RDWR); err != nil || !r.s.unread() {
+				return 0, errSilent
+			}
+			return 0, fmt.Errorf("%w for %s; is it stopped?", errUnread, unreadPatience)
 		}
 		return n, err
 	})
