@@ -21,8 +21,16 @@ import (
 // ioTime is what a plugin has to send its request, and to take the response.
 const ioTime = 5 * time.Second
 
-// errGone is why a request is dropped; nobody is there to be told.
-var errGone = errors.New("the plugin has gone")
+// errGone is why a request is dropped. Mostly nobody is there to be told, but one
+// whose time ends right now may hear of it.
+var errGone = &goneError{}
+
+type goneError struct{}
+
+func (*goneError) Error() string { return "the plugin waits no longer" }
+
+// CNICode asks the runtime to try again later.
+func (*goneError) CNICode() uint { return ipam.CodeTryAgainLater }
 
 // handle answers one connection.
 func (s *Service) handle(ctx context.Context, c *net.UnixConn, l *ledger.Ledger) {

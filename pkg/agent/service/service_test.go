@@ -360,3 +360,21 @@ func TestOtherRunDir(t *testing.T) {
 		t.Errorf("when it is gone: %v", err)
 	}
 }
+
+// TestGone: who hears after all that its time was over is told to come again, and
+// not that the ledger is bad.
+func TestGone(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	l, err := ledger.Open(t.Context(), p.options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	q := &wire.Request{Op: wire.OpAllocate, Allocate: &ipam.AllocateRequest{Attachment: ipam.Attachment{Network: "lan", ContainerID: "c", IfName: "eth0"}, Pool: p.pool}}
+	a := client.Answer(t.Context(), l, nil, q, func() error { return fmt.Errorf("%w: %w", errGone, context.DeadlineExceeded) })
+	var coded interface{ CNICode() uint }
+	if err := a.Failure.Err(); !errors.As(err, &coded) || coded.CNICode() != ipam.CodeTryAgainLater || strings.Contains(err.Error(), "cannot be used") {
+		t.Errorf("%v", err)
+	}
+}
