@@ -119,6 +119,10 @@ func (t *Task) tell(now round) (why error) {
 	case e.MTU <= 0:
 		return fail(errors.New("no parent has an address, so the MTU is not known"))
 	}
+	if why := t.rules.why(); f.IPMasq && why != nil {
+		// The readers would leave to us what we cannot do.
+		return fail(fmt.Errorf("ipMasq: %w", why))
+	}
 	changed, err := e.Write(f.Path)
 	if err != nil {
 		return fail(err)

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -9,7 +10,9 @@ import (
 	"testing"
 
 	"github.com/underlay-cni/underlay/ipam/registry/record"
+	"github.com/underlay-cni/underlay/pkg/agent/leases"
 	"github.com/underlay-cni/underlay/pkg/agent/network/plan"
+	"github.com/underlay-cni/underlay/pkg/agent/runfile"
 	"github.com/underlay-cni/underlay/pkg/hostnet"
 	"github.com/underlay-cni/underlay/pkg/netns"
 	"github.com/underlay-cni/underlay/pkg/netns/netnstest"
@@ -187,5 +190,39 @@ func TestSubnetFileMTU(t *testing.T) {
 		if got := d.mtu(now, n); got != tt.want {
 			t.Errorf("%s: %d, want %d", tt.name, got, tt.want)
 		}
+	}
+}
+
+// TestSubnetFileMasq: whom the file tells that his packets are masqueraded does not
+// do so himself, so it is not told where they are not.
+func TestSubnetFileMasq(t *testing.T) {
+	t.Parallel()
+	run, path := t.TempDir(), filepath.Join(t.TempDir(), "subnet.env")
+	must(t, runfile.Write(filepath.Join(run, "lent.json"), []leases.Lent{{Pool: "pods", Block: netip.MustParsePrefix("10.5.0.0/26"), To: path}}))
+	d := newDesk(t, func(c *Config) {
+		c.RunDir, c.SubnetFile = run, &SubnetFile{Path: path, Network: "pods", IPMasq: true}
+	})
+	now := round{
+		state:    hostnet.State{Default: []string{"eth1"}, Links: []hostnet.Link{{Name: "eth1", MTU: 1500, Addrs: []hostnet.Addr{{Prefix: netip.MustParsePrefix("192.0.2.1/24")}}}}},
+		snapshot: &plan.Snapshot{Networks: []plan.Network{{Name: "pods", Pool: "pods", Backend: record.HostGW}}},
+		synced:   map[string]bool{"pods": true},
+	}
+	d.Task.rules.err = errors.New("there is no nft")
+	if err := d.tell(now); err == nil || !strings.Contains(err.Error(), "ipMasq: there is no nft") {
+		t.Errorf("without rules: %v", err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("without rules there is a file")
+	}
+	d.Task.rules.err = nil
+	must(t, d.tell(now))
+	if env := assignments(path); env["FLANNEL_IPMASQ"] != "true" || env["FLANNEL_SUBNET"] != "10.5.0.1/26" {
+		t.Errorf("with rules: %v", env)
+	}
+	now.synced = nil
+	must(t, os.Remove(path))
+	must(t, d.tell(now))
+	if _, err := os.Stat(path); err == nil {
+		t.Error("there is a file before there are routes")
 	}
 }
