@@ -83,3 +83,13 @@ func TestCoverage(t *testing.T) {
 		}
 	}
 }
+
+func TestOrBetter(t *testing.T) {
+	var s Sample
+	for _, o := range []Sample{{Gigabits: 2, RoundTrip: 9}, {Gigabits: 3, RoundTrip: 12}, {Gigabits: 1, RoundTrip: 7}} {
+		s = s.orBetter(o)
+	}
+	if want := (Sample{Gigabits: 3, RoundTrip: 7}); s != want {
+		t.Errorf("best of three: %+v, want %+v", s, want)
+	}
+}

@@ -19,7 +19,7 @@ import (
 
 const (
 	echoPort   = 7007
-	trips      = 4000
+	trips      = 2000
 	warmTrips  = 200
 	tripOctets = 64
 	// patience is how long an answer may take before the path is broken.
@@ -37,7 +37,10 @@ func (b *bed) sample(ctx context.Context) (s Sample, err error) {
 	return s, nil
 }
 
-// throughput has iperf3 send for a second.
+// volume is what iperf3 sends, which takes some tenths of a second.
+const volume = "128M"
+
+// throughput has iperf3 send.
 func throughput(ctx context.Context, from, to pod) (gigabits float64, err error) {
 	// It serves one client, and goes when none comes.
 	server := exec.CommandContext(ctx, "iperf3", "-s", "-1", "--idle-timeout", "20", "--forceflush")
@@ -65,7 +68,7 @@ func throughput(ctx context.Context, from, to pod) (gigabits float64, err error)
 			break
 		}
 	}
-	client := []string{"iperf3", "-c", to.addr.String(), "-t", "1", "-J"}
+	client := []string{"iperf3", "-c", to.addr.String(), "-n", volume, "-J"}
 	if runtime.NumCPU() > 1 {
 		client = append(client, "-A", "0,1")
 	}
