@@ -18,6 +18,8 @@ type Addr struct {
 	netip.Prefix
 	// DADFailed: IPv6 only, the kernel found that somebody else has it.
 	DADFailed bool
+	// Passing: it is temporary, or on its way out; others should not count on it.
+	Passing bool
 }
 
 // ErrAddrInUse is returned when another ipvlan link of the same parent has the
@@ -126,7 +128,11 @@ func parseAddr(payload []byte) (addr Addr, index int, err error) {
 	if !local.IsValid() {
 		local = address
 	}
-	addr = Addr{Prefix: netip.PrefixFrom(local, int(msg.Prefixlen)), DADFailed: flags&unix.IFA_F_DADFAILED != 0}
+	passing := uint32(unix.IFA_F_DEPRECATED)
+	if local.Is6() {
+		passing |= unix.IFA_F_TEMPORARY // of IPv4 the same bit is "secondary"
+	}
+	addr = Addr{Prefix: netip.PrefixFrom(local, int(msg.Prefixlen)), DADFailed: flags&unix.IFA_F_DADFAILED != 0, Passing: flags&passing != 0}
 	return addr, int(msg.Index), err
 }
 

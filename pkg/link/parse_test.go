@@ -70,7 +70,7 @@ func TestParse(t *testing.T) {
 	}
 	a, index, err := parseAddr(addr)
 	must(t, err)
-	if diff := cmp.Diff(Addr{netip.MustParsePrefix("192.0.2.1/32"), true}, a, equate); diff != "" || index != 7 {
+	if diff := cmp.Diff(Addr{Prefix: netip.MustParsePrefix("192.0.2.1/32"), DADFailed: true}, a, equate); diff != "" || index != 7 {
 		t.Errorf("address of link %d (-want +got):\n%s", index, diff)
 	}
 	routes, err := parseRoute(route, unix.AF_INET)

@@ -90,10 +90,11 @@ func SegmentOf(h *link.Handle, parent string, vni, port int) (Segment, error) {
 }
 
 // underlay is the first IPv4 address that other hosts can reach, else the first
-// IPv6 one.
+// IPv6 one. Others would not find a VTEP for long at an address that passes: the
+// kernel makes a new temporary one every day, and lists it first.
 func underlay(addrs []link.Addr) (local netip.Addr, ok bool) {
 	for _, a := range addrs {
-		if !a.Addr().IsGlobalUnicast() || a.DADFailed {
+		if !a.Addr().IsGlobalUnicast() || a.DADFailed || a.Passing {
 			continue
 		}
 		if a.Addr().Is4() {

@@ -91,6 +91,8 @@ func TestSegmentOf(t *testing.T) {
 	want("192.0.2.1", 4789, 1450)
 	ip("addr del 192.0.2.1/24 dev eth1\naddr add 169.254.7.7/16 dev eth1 scope link")
 	want("2001:db8::1", 0, 1430)
+	ip("addr add 2001:db8::9/64 dev eth1 nodad preferred_lft 0") // and is listed first
+	want("2001:db8::1", 0, 1430)
 	ip("addr add 198.51.100.1/24 dev eth1")
 	want("198.51.100.1", 0, 1450)
 	apply(t, n, func(s *Segment) { s.MTU = 1400 }, of)
