@@ -115,11 +115,11 @@ func (d Device) Apply(n *netns.NS) (made bool, err error) {
 	return made, err
 }
 
-// Remove removes the device of a VNI, if it is there and ours.
+// Remove removes the device of a VNI, if it is there and ours, and no segment's.
 func Remove(n *netns.NS, vni int) error {
 	err := at(n, func(h *netlink.Handle) error {
 		have, err := find(h, Name(vni))
-		if err != nil || have == nil || !ours(have) {
+		if err != nil || have == nil || !ours(have) || inSegment(have) {
 			return err
 		}
 		return gone(h.LinkDel(have))
@@ -170,6 +170,15 @@ func (d Device) apply(h *netlink.Handle) (made bool, err error) {
 	if have != nil && !ours(have) {
 		return false, fmt.Errorf("the %s that somebody else has made %w; remove it, or give the network another vni", have.Type(), ErrForeign)
 	}
+	if have != nil && d.Network != "" && have.Attrs().MasterIndex != 0 {
+		if inSegment(have) {
+			return false, fmt.Errorf("that of a segment %w; remove the containers of segment %d, or give the network another vni", ErrForeign, d.VNI)
+		}
+		// Whoever is on a bridge would see what the network's containers send.
+		if err := h.LinkSetNoMaster(have); err != nil {
+			return false, fmt.Errorf("take it from the bridge: %w", err)
+		}
+	}
 	if have != nil && !d.same(have, parent) {
 		if err := gone(h.LinkDel(have)); err != nil {
 			return false, err
@@ -202,6 +211,12 @@ const unfinished = 0x756e6472 // "undr"
 func ours(l netlink.Link) bool {
 	a := l.Attrs()
 	return l.Type() == "vxlan" && (a.Alias == link.SharedAlias || a.Alias == "" && a.Group == unfinished)
+}
+
+// inSegment reports whether one of ours is the port of a segment.
+func inSegment(l netlink.Link) bool {
+	_, routed := networkOf(l)
+	return !routed && l.Attrs().MasterIndex != 0
 }
 
 // same reports whether all is as wanted of what nobody can change.

@@ -1,6 +1,7 @@
 package vxlan
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -203,8 +204,19 @@ func bridgeMAC(of neigh.MAC) neigh.MAC {
 func (s Segment) leg(h *netlink.Handle) (made string, err error) {
 	v := netlink.NewVeth(attrs(LegName(s.VNI)))
 	v.PeerName = portName(s.VNI)
+	// One that the kernel has chosen is soon changed by udev, and by then others
+	// have been told that ipvlan on the leg is reached by it.
+	v.HardwareAddr, v.PeerHardwareAddr = anyMAC(), anyMAC()
 	_, made, err = s.ensure(h, v)
 	return made, err
+}
+
+// anyMAC is one that nobody else has.
+func anyMAC() net.HardwareAddr {
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac) // which never fails
+	mac[0] = mac[0]&^1 | 2
+	return mac
 }
 
 // join puts the ports into the bridge.

@@ -69,6 +69,61 @@ func TestSegment(t *testing.T) {
 	}
 }
 
+// TestLegKeepsMAC: udev gives another MAC to what has one of the kernel's choice.
+func TestLegKeepsMAC(t *testing.T) {
+	t.Parallel()
+	n := newHost(t)
+	s := Segment{Device: device()}
+	s.Addrs = nil
+	if _, err := s.Apply(n); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"vx7", "br7", "lg7", "lp7"} {
+		// 3 is NET_ADDR_SET (linux/netdevice.h).
+		got := netnstest.Run(t, n, "unshare", "-m", "sh", "-c", "mount -t sysfs sysfs /sys && cat /sys/class/net/"+name+"/addr_assign_type")
+		if strings.TrimSpace(got) != "3" {
+			t.Errorf("%s has a MAC of kind %s", name, got)
+		}
+	}
+}
+
+// TestSegmentNoNetwork: a network takes no segment's device over, nor away.
+func TestSegmentNoNetwork(t *testing.T) {
+	t.Parallel()
+	n := newHost(t)
+	s := Segment{Device: device()}
+	s.Addrs, s.Network = nil, ""
+	if _, err := s.Apply(n); err != nil {
+		t.Fatal(err)
+	}
+	before := netnstest.Run(t, n, "ip", "-o", "link", "show", "dev", "vx7")
+	d := device()
+	d.Network, d.MAC[5] = "pods", d.MAC[5]+1
+	if _, err := d.Apply(n); !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), "segment 7") {
+		t.Errorf("a network with the VNI of a segment: %v", err)
+	}
+	if err := Remove(n, 7); err != nil {
+		t.Error(err)
+	}
+	if got := netnstest.Run(t, n, "ip", "-o", "link", "show", "dev", "vx7"); got != before {
+		t.Errorf("the segment's device was\n%sand is\n%s", before, got)
+	}
+	if err := RemoveSegment(n, 7); err != nil {
+		t.Fatal(err)
+	}
+	// That of a network is brought back from where somebody has put it.
+	if _, err := d.Apply(n); err != nil {
+		t.Fatal(err)
+	}
+	netnstest.Batch(t, n, "ip", "link add theirs type bridge\nlink set vx7 master theirs")
+	if made, err := d.Apply(n); err != nil || made {
+		t.Errorf("in a bridge: made %v, %v", made, err)
+	}
+	if got := netnstest.Run(t, n, "ip", "-o", "link", "show", "dev", "vx7"); strings.Contains(got, "master") {
+		t.Errorf("in a bridge yet:\n%s", got)
+	}
+}
+
 // TestSegmentQuiet: who makes a segment as it is already has nobody look again.
 func TestSegmentQuiet(t *testing.T) {
 	t.Parallel()
