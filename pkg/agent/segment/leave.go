@@ -16,6 +16,8 @@ type leaving struct {
 	bell
 	mu   sync.Mutex
 	vnis map[int]bool
+	// busy are withdrawals under way, which are closed when they are done.
+	busy map[int]chan struct{}
 }
 
 // begin has this node be withdrawn from a segment.
@@ -26,12 +28,50 @@ func (l *leaving) begin(vni int) {
 	l.ring()
 }
 
-// stay says that it is in it again. A withdrawal that is under way is made up for
-// by who follows the segment.
+// stay says that it is in it again. Who publishes waits for a withdrawal that is
+// under way: of what they write one could else be left without the other, and who
+// looks for what is left finds nothing.
 func (l *leaving) stay(vni int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.vnis, vni)
+}
+
+// claim begins a withdrawal, unless it is in it again. What comes of it is to be
+// told with done.
+func (l *leaving) claim(vni int) (done func(error), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.vnis[vni] {
+		return nil, false
+	}
+	under := make(chan struct{})
+	l.busy[vni] = under
+	return func(err error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		close(under)
+		delete(l.busy, vni)
+		if err == nil {
+			delete(l.vnis, vni)
+		}
+	}, true
+}
+
+// idle waits until no withdrawal is under way, or says that ctx has ended.
+func (l *leaving) idle(ctx context.Context, vni int) error {
+	l.mu.Lock()
+	under := l.busy[vni]
+	l.mu.Unlock()
+	if under == nil {
+		return nil
+	}
+	select {
+	case <-under:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (l *leaving) all() []int {
@@ -75,13 +115,18 @@ func (t *Task) leaveOnce(ctx context.Context) error {
 		return err
 	}
 	for _, vni := range vnis {
-		if err := r.DeleteSegment(ctx, vni, me); err != nil {
+		done, still := t.leaving.claim(vni)
+		if !still {
+			continue
+		}
+		err := r.DeleteSegment(ctx, vni, me)
+		done(err)
+		if err != nil {
 			if ctx.Err() == nil {
 				t.log.Warn("this node is in a segment no more, and is not withdrawn from it yet", "vni", vni, "err", err)
 			}
 			return err
 		}
-		t.leaving.stay(vni)
 	}
 	return nil
 }

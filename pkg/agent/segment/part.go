@@ -327,7 +327,10 @@ func (p *part) publishOnce(ctx context.Context) error {
 	var err error
 	if !told {
 		var r registry.Registry
-		if r, err = p.t.conf.Cluster.Client(); err == nil {
+		if err = p.t.leaving.idle(ctx, p.vni); err == nil {
+			r, err = p.t.conf.Cluster.Client()
+		}
+		if err == nil {
 			err = r.PutSegment(ctx, own)
 		}
 	}

@@ -137,7 +137,7 @@ func New(conf Config) (*Task, error) {
 	}
 	t := &Task{
 		conf: conf, log: conf.Log, ready: make(chan struct{}), links: newBell(), stirred: newBell(), parts: make(map[int]*part), ended: make(map[int]ended),
-		leaving: leaving{bell: newBell(), vnis: make(map[int]bool)}, lacks: errors.New("the ledger has not been read yet"),
+		leaving: leaving{bell: newBell(), vnis: make(map[int]bool), busy: make(map[int]chan struct{})}, lacks: errors.New("the ledger has not been read yet"),
 	}
 	conf.Registry.MustRegister(newMetrics(t))
 	return t, nil

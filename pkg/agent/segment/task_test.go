@@ -11,6 +11,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/ipam/registry/memstore"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
 )
@@ -61,6 +62,53 @@ self 02:00:00:00:00:02 dev vx7 dst 192.0.2.2
 		ports, vteps = d.Guard()
 		d.expect("guard", "[] []", fmt.Sprint(ports, vteps))
 		d.expect("segments", "[]", d.Segments())
+	})
+}
+
+// TestBackWhileLeaving: an attachment that comes while this node is being withdrawn
+// is published with all that finds it again, and withdrawn if it goes at once.
+func TestBackWhileLeaving(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, d *desk) {
+		come := func() {
+			put(t, d.ledger, "a", "", made())
+			put(t, d.ledger, "a", "02:00:00:00:00:01", in(), "10.9.0.1")
+			d.Stir()
+		}
+		leave := func() {
+			release(t, d.ledger, "red", "a")
+			release(t, d.ledger, "red/vxlan", "a")
+			d.Stir()
+		}
+		there := func() string {
+			i, err := d.store.Get(t.Context(), record.MemberKey(idOf(1), vni))
+			must(t, err)
+			return fmt.Sprint(d.record() != "", i.Rev != 0)
+		}
+		come()
+		d.pass(time.Second)
+		d.expect("published", "true true", there())
+		for _, key := range []string{record.SegmentKey(vni, idOf(1)), record.MemberKey(idOf(1), vni)} {
+			d.store.Rig(func(r memstore.Request) memstore.Fault {
+				if r.Kind == "delete" && r.Key == key {
+					time.Sleep(time.Second)
+				}
+				return memstore.Deliver
+			})
+			leave()
+			d.pass(500 * time.Millisecond)
+			come()
+			d.pass(2 * time.Second)
+			d.expect("back", "true true", there())
+			leave()
+			d.pass(500 * time.Millisecond)
+			come()
+			d.pass(300 * time.Millisecond)
+			leave()
+			d.pass(5 * time.Second)
+			d.expect("gone again", "false false", there())
+			come()
+			d.pass(2 * time.Second)
+		}
 	})
 }
 
