@@ -145,7 +145,7 @@ func (c *Config) member(s *shelf, events *event.Log, log *slog.Logger, reg *prom
 	networks, err = network.New(network.Config{
 		Cluster: member, Ledger: s, Log: log, Registry: reg, RunDir: c.RunDir,
 		Parents: c.Parents, Networks: c.Networks, FixForwardDrop: c.FixForwardDrop, SubnetFile: c.SubnetFile,
-		Guard: func() ([]uint16, []netip.Addr) { return s.segments.Guard() },
+		Guard: func() ([]uint16, []netip.Addr, bool) { return s.segments.Guard() },
 	})
 	return member, networks, err
 }

@@ -113,8 +113,9 @@ type Config struct {
 	FixForwardDrop bool
 
 	// Guard tells of UDP ports that take VXLAN from some addresses alone, beside
-	// those of networks; Stir says that it may tell of others. Optional.
-	Guard func() (ports []uint16, vteps []netip.Addr)
+	// those of networks, and whether all such addresses are known; Stir says that
+	// it may tell of others. Optional.
+	Guard func() (ports []uint16, vteps []netip.Addr, known bool)
 
 	// SubnetFile tells others on the node which block they give out addresses of;
 	// nil where nobody does. It needs RunDir.
@@ -187,7 +188,7 @@ func New(conf Config) (*Task, error) {
 		conf.Drops = func(ctx context.Context) ([]nft.Drop, error) { return nft.Drops(ctx, conf.Netns) }
 	}
 	if conf.Guard == nil {
-		conf.Guard = func() ([]uint16, []netip.Addr) { return nil, nil }
+		conf.Guard = func() ([]uint16, []netip.Addr, bool) { return nil, nil, true }
 	}
 	before, err := readEarlier(conf.RunDir)
 	if err != nil {

@@ -329,12 +329,15 @@ func (t *Task) ruleset(r round) (want nft.Ruleset) {
 	if len(want.Masquerade) > 0 {
 		want.Nodes = r.plan.Nodes
 	}
-	want.Ports, want.VTEPs = t.conf.Guard()
+	var known bool
+	want.Ports, want.VTEPs, known = t.conf.Guard()
 	if len(r.plan.Overlays) > 0 {
 		want.VTEPs = append(want.VTEPs, r.plan.Nodes...)
 	}
 	for _, o := range r.plan.Overlays {
-		want.Ports = append(want.Ports, uint16(o.Device.Port))
+		if known { // or others that use the port would be cut off
+			want.Ports = append(want.Ports, uint16(o.Device.Port))
+		}
 	}
 	slices.Sort(want.Ports)
 	want.Ports = slices.Compact(want.Ports)

@@ -73,7 +73,7 @@ func TestSegment(t *testing.T) {
 	if got := asked(); got != "" {
 		t.Errorf("on the wire in VXLAN, of addresses that are known:\n%s", got)
 	}
-	if ports, vteps := one.Guard(); fmt.Sprint(ports, vteps) != "[8472] [192.0.2.2]" {
+	if ports, vteps, known := one.Guard(); fmt.Sprint(ports, vteps, known) != "[8472] [192.0.2.2] true" {
 		t.Errorf("guard: %v, %v", ports, vteps)
 	}
 

@@ -24,6 +24,8 @@ type part struct {
 	vni  int
 	log  *slog.Logger
 	stop func() // and wait
+	// fresh: it was not there when the agent started.
+	fresh bool
 
 	// There may be more to keep, to publish, and to clean up.
 	keep, publish, clean bell
@@ -49,6 +51,9 @@ func (t *Task) start(ctx context.Context, vni int, w want) *part {
 		t: t, vni: vni, log: t.log.With("vni", vni), want: w, keep: newBell(), publish: newBell(), clean: newBell(),
 		told: make(map[string]string), buildErr: errPending, listErr: errPending, putErr: errPending,
 	}
+	t.mu.Lock()
+	p.fresh = t.read
+	t.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	loops := []func(context.Context){}

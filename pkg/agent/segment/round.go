@@ -90,7 +90,7 @@ func (t *Task) round(ctx context.Context) error {
 		}
 	}
 	t.mu.Lock()
-	t.lacks = nil
+	t.lacks, t.read = nil, true
 	t.mu.Unlock()
 	t.reguard()
 	return t.tidy(ctx)

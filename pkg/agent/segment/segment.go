@@ -114,6 +114,8 @@ type Task struct {
 	standing standing
 	// lacks says why the ledger has not been read; nil if it has.
 	lacks error
+	// read: the ledger has been, once. What comes later is new on this host.
+	read bool
 	// ended are segments whose attachments have gone, and since when; freed, that
 	// the agent itself has released some.
 	ended map[int]ended
@@ -233,15 +235,17 @@ func (t *Task) all() []*part {
 type guard struct {
 	ports []uint16
 	vteps []netip.Addr
+	known bool
 }
 
 // Guard are the UDP ports of segments, and the addresses of all nodes in them: from
-// nobody else is anything to be taken at these ports. A port is left out as long as
-// a segment has not been read that uses it.
-func (t *Task) Guard() (ports []uint16, vteps []netip.Addr) {
+// nobody else is anything to be taken at these ports. An agent that starts does not
+// cut off those that it finds: a port is left out as long as one of them has not
+// been read that uses it, and known is false as long as that goes for any.
+func (t *Task) Guard() (ports []uint16, vteps []netip.Addr, known bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return slices.Clone(t.guard.ports), slices.Clone(t.guard.vteps)
+	return slices.Clone(t.guard.ports), slices.Clone(t.guard.vteps), t.guard.known
 }
 
 // reguard works out anew what Guard says. It does so for one after the other, or
@@ -254,7 +258,10 @@ func (t *Task) reguard() {
 	for _, p := range t.all() {
 		port, plan := p.guarded()
 		if plan == nil {
-			unknown[port] = true
+			// To one that is new nothing has led, so nothing is cut off.
+			if !p.fresh {
+				unknown[port] = true
+			}
 			continue
 		}
 		g.ports = append(g.ports, uint16(port))
@@ -265,7 +272,8 @@ func (t *Task) reguard() {
 	slices.SortFunc(g.vteps, netip.Addr.Compare)
 	g.ports, g.vteps = slices.Compact(g.ports), slices.Compact(g.vteps)
 	t.mu.Lock()
-	changed := !slices.Equal(g.ports, t.guard.ports) || !slices.Equal(g.vteps, t.guard.vteps)
+	g.known = t.read && len(unknown) == 0
+	changed := g.known != t.guard.known || !slices.Equal(g.ports, t.guard.ports) || !slices.Equal(g.vteps, t.guard.vteps)
 	t.guard = g
 	t.mu.Unlock()
 	if changed {

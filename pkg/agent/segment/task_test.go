@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -42,8 +43,8 @@ master 02:00:00:00:00:02 dev vx7
 self 00:00:00:00:00:00 dev vx7 dst 192.0.2.2
 self 02:00:00:00:00:02 dev vx7 dst 192.0.2.2
 `, d.kernel())
-		ports, vteps := d.Guard()
-		d.expect("guard", "[8472] [192.0.2.2] 1", fmt.Sprint(ports, vteps, d.changed))
+		ports, vteps, known := d.Guard()
+		d.expect("guard", "[8472] [192.0.2.2] true 2", fmt.Sprint(ports, vteps, known, d.changed))
 		// Somebody else has changed what is this node's own.
 		for _, value := range []string{"odd", string(record.EncodeSegment(partOf(1)))} {
 			d.store.Put(record.SegmentKey(vni, idOf(1)), []byte(value))
@@ -59,8 +60,8 @@ self 02:00:00:00:00:02 dev vx7 dst 192.0.2.2
 		d.pass(100 * time.Millisecond)
 		d.expect("withdrawn", "", d.record())
 		d.expect("removed by the plugin", "[]", d.removed)
-		ports, vteps = d.Guard()
-		d.expect("guard", "[] []", fmt.Sprint(ports, vteps))
+		ports, vteps, known = d.Guard()
+		d.expect("guard", "[] [] true", fmt.Sprint(ports, vteps, known))
 		d.expect("segments", "[]", d.Segments())
 	})
 }
@@ -109,6 +110,41 @@ func TestBackWhileLeaving(t *testing.T) {
 			come()
 			d.pass(2 * time.Second)
 		}
+	})
+}
+
+// TestGuard: who starts cuts off no segment that it has not read yet, and one that
+// is new opens the port of others to nobody.
+func TestGuard(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t, nil)
+		guard := func() string {
+			ports, vteps, known := d.Guard()
+			return fmt.Sprint(ports, vteps, known)
+		}
+		unread := func(vni int) {
+			d.store.Rig(func(r memstore.Request) memstore.Fault {
+				if r.Kind == "list" && r.Key == record.SegmentKeys(vni) {
+					return memstore.Fail
+				}
+				return memstore.Deliver
+			})
+		}
+		d.put(partOf(2, "02=10.9.0.2"))
+		put(t, d.ledger, "a", "", made())
+		d.expect("nothing is read", "[] [] false", guard())
+		unread(vni)
+		defer d.run()()
+		d.pass(time.Second)
+		d.expect("the segment is not", "[] [] false", guard())
+		unread(8)
+		d.pass(10 * time.Second)
+		d.expect("it is", "[8472] [192.0.2.2] true", guard())
+		put(t, d.ledger, "b", "", ipam.Uses{Parent: "eth1", Segment: ipam.Segment{VNI: 8, Port: 8472}})
+		d.Stir()
+		d.pass(time.Second)
+		d.expect("a new one is not", "[8472] [192.0.2.2] true", guard())
 	})
 }
 
