@@ -202,6 +202,16 @@ func bridgeMAC(of neigh.MAC) neigh.MAC {
 }
 
 func (s Segment) leg(h *netlink.Handle) (made string, err error) {
+	leg, err := find(h, LegName(s.VNI))
+	if err != nil {
+		return "", err
+	}
+	// The kernel would not say which of the two names is taken.
+	if port, err := find(h, portName(s.VNI)); err != nil {
+		return "", err
+	} else if leg == nil && port != nil {
+		return "", fmt.Errorf("the %s %s of somebody else %w; remove it, or give the segment another vni", port.Type(), portName(s.VNI), ErrForeign)
+	}
 	v := netlink.NewVeth(attrs(LegName(s.VNI)))
 	v.PeerName = portName(s.VNI)
 	// One that the kernel has chosen is soon changed by udev, and by then others

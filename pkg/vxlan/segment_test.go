@@ -64,7 +64,11 @@ func TestSegment(t *testing.T) {
 	if _, err := s.Apply(n); !errors.Is(err, ErrForeign) {
 		t.Errorf("a leg of somebody else: %v", err)
 	}
-	if links := netnstest.Run(t, n, "ip", "-o", "link"); strings.Contains(links, "vx7") || strings.Contains(links, "br7") {
+	netnstest.Batch(t, n, "ip", "link del lg7\nlink add lp7 type bridge")
+	if _, err := s.Apply(n); !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), "the bridge lp7") {
+		t.Errorf("a port of somebody else: %v", err)
+	}
+	if links := netnstest.Run(t, n, "ip", "-o", "link"); strings.Contains(links, "vx7") || strings.Contains(links, "br7") || !strings.Contains(links, "lp7") {
 		t.Errorf("left of what failed:\n%s", links)
 	}
 }
