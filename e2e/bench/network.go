@@ -93,6 +93,7 @@ func (b *bench) path(ctx context.Context) error {
 		{path.Ours, path.ByHand, 0.95},
 		{path.Ours, path.Reference, 0.95},
 		{path.OursBridge, path.Reference, 0.95},
+		{path.OursAlone, path.ByHand, 0},
 		{path.Reference, path.ByHand, 0},
 		{path.OursOverlay, path.OverlayByHand, 0.95},
 		{path.OverlayByHand, path.ByHand, 0},

@@ -38,8 +38,10 @@ func Drops(ctx context.Context, n *netns.NS) ([]Drop, error) { return drop.Find(
 // Ruleset is what is wanted. The zero value is no table at all.
 type Ruleset struct {
 	// Forward are the prefixes of all pools: packets from and to them are accepted
-	// and marked.
-	Forward []netip.Prefix
+	// and marked, unless nobody drops what is forwarded (Unopposed), when that would
+	// only cost time.
+	Forward   []netip.Prefix
+	Unopposed bool
 	// Masquerade are the prefixes whose packets get an address of this host when
 	// they leave the cluster: those to Forward, to Nodes and to groups do not, and
 	// neither do those from elsewhere.

@@ -293,7 +293,7 @@ func TestRandom(t *testing.T) {
 		const pools = "10.0.0.0/8 10.0.0.0/9 10.128.0.0/9 10.5.0.0/16 10.5.0.0/24 10.5.0.1/32 0.0.0.0/0 2001:db8::/32 2001:db8:1::/48 ::/0"
 		const hosts = "192.0.2.1 192.0.2.2 2001:db8::1 ::ffff:192.0.2.3"
 		want := Ruleset{
-			Forward: prefixes(pick(rt, "forward", pools)), Masquerade: prefixes(pick(rt, "masquerade", pools)),
+			Forward: prefixes(pick(rt, "forward", pools)), Unopposed: rapid.Bool().Draw(rt, "unopposed"), Masquerade: prefixes(pick(rt, "masquerade", pools)),
 			Nodes: addrs(pick(rt, "nodes", hosts)), VTEPs: addrs(pick(rt, "vteps", hosts)),
 			Ports: rapid.SliceOfN(rapid.SampledFrom([]uint16{1, 8472, 65535}), 0, 3).Draw(rt, "ports"),
 		}

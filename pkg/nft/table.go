@@ -101,7 +101,7 @@ func sets() []*knftables.Set {
 // table spells what is wanted; "" is none. A chain that has nothing to do would
 // cost every packet a look.
 func (r Ruleset) table() table {
-	busy := map[string]bool{"forward": len(r.Forward) > 0, "postrouting": len(r.Masquerade) > 0, "input": len(r.Ports) > 0}
+	busy := map[string]bool{"forward": len(r.Forward) > 0 && !r.Unopposed, "postrouting": len(r.Masquerade) > 0, "input": len(r.Ports) > 0}
 	elements := make(map[string][]string)
 	add := func(set string, a netip.Addr, value string) {
 		if a.Is4() {

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
@@ -54,43 +55,6 @@ type Device struct {
 
 // Name is that of the device of a VNI.
 func Name(vni int) string { return fmt.Sprint("vx", vni) }
-
-// networkPrefix begins the altname of a device that routes lead through.
-const networkPrefix = "vxlan-"
-
-// AltName is the second name of the device of a network: by it a device is found
-// by who knows the network alone, and told from those of segments.
-func AltName(network string) string { return networkPrefix + network }
-
-// networkOf is the inverse of AltName for what a device has.
-func networkOf(l netlink.Link) (network string, ok bool) {
-	for _, alt := range l.Attrs().AltNames {
-		if network, ok = strings.CutPrefix(alt, networkPrefix); ok {
-			return network, true
-		}
-	}
-	return "", false
-}
-
-// Networks lists the devices that are ours and a network's: its name by VNI.
-func Networks(n *netns.NS) (map[int]string, error) {
-	out := make(map[int]string)
-	err := at(n, func(h *netlink.Handle) error {
-		links, err := h.LinkList()
-		for _, l := range links {
-			v, is := l.(*netlink.Vxlan)
-			network, known := networkOf(l)
-			if is && known && ours(l) && v.Name == Name(v.VxlanId) {
-				out[v.VxlanId] = network
-			}
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list VXLAN devices: %w", err)
-	}
-	return out, nil
-}
 
 // MTU is what a parent's MTU leaves for what is in VXLAN over a family.
 func MTU(parent int, local netip.Addr) int {
@@ -280,9 +244,7 @@ func (d Device) settle(h *netlink.Handle, l, parent netlink.Link) error {
 		}
 	}
 	if d.Network != "" {
-		// Two nodes may differ for a moment over which way they take to each other,
-		// and a strict host drops what comes in by the one that it does not take.
-		if err := netns.Sysctl("net/ipv4/conf/"+have.Name+"/rp_filter", "2"); err != nil {
+		if err := loosen(have.Name); err != nil {
 			return err
 		}
 	}
@@ -309,28 +271,22 @@ func (d Device) settle(h *netlink.Handle, l, parent netlink.Link) error {
 	return nil
 }
 
-// rename gives a device the second name of its network, and no other network's.
-func (d Device) rename(h *netlink.Handle, l netlink.Link) error {
-	has := false
-	for _, alt := range l.Attrs().AltNames {
-		switch {
-		case d.Network != "" && alt == AltName(d.Network):
-			has = true
-		case strings.HasPrefix(alt, networkPrefix):
-			if err := h.LinkDelAltName(l, alt); err != nil {
-				return fmt.Errorf("take the name %q away: %w", alt, err)
-			}
+// loosen has a strict host take what comes in by a device: two nodes may differ for
+// a moment over which way they take to each other. One that looks for no way back
+// stays so, which is quicker.
+func loosen(dev string) error {
+	const loose = "2"
+	for _, of := range []string{"all", dev} {
+		text, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + of + "/rp_filter")
+		if err != nil {
+			return fmt.Errorf("sysctl: %w", err)
 		}
-	}
-	if has || d.Network == "" {
-		return nil
-	}
-	err := h.LinkAddAltName(l, AltName(d.Network))
-	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("the link that has the name %q %w; remove it", AltName(d.Network), ErrForeign)
-	}
-	if err != nil {
-		return fmt.Errorf("name it %q: %w", AltName(d.Network), err)
+		switch strings.TrimSpace(string(text)) { // the larger value counts
+		case loose:
+			return nil
+		case "1":
+			return netns.Sysctl("net/ipv4/conf/"+dev+"/rp_filter", loose)
+		}
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,9 +55,9 @@ func bridgeFDB(ctx context.Context, h *lab.Host, mac string, other int) error {
 	return err
 }
 
-// overlay has an agent on each host keep the VXLAN device, and hostgw and vxlan
+// ours has an agent on each host keep the routes, or the VXLAN device, and hostgw
 // connect a pod. The first host's agent has the registry.
-func (b *bed) overlay(ctx context.Context, cfg Config, h *lab.Host, i int) error {
+func (b *bed) ours(ctx context.Context, cfg Config, h *lab.Host, i int) error {
 	registry := object{"etcd": object{"endpoints": []string{"http://" + address(0).String() + ":2379"}}}
 	if i == 0 {
 		registry = object{"embedded": object{"dataDir": h.DataDir + "-etcd", "listen": address(0).String() + ":2379"}}
@@ -68,9 +69,18 @@ func (b *bed) overlay(ctx context.Context, cfg Config, h *lab.Host, i int) error
 	if err != nil {
 		return err
 	}
+	hostgw := object{"type": "hostgw", "master": lab.Parent, "ipam": object{"type": "underlay", "pool": "pods", "routes": everywhere}}
+	if b.variant == OursBridge {
+		hostgw["bridge"] = "ul0"
+	}
+	network, chain := object{"backend": "hostgw"}, []object{hostgw}
+	if b.variant == OursOverlay {
+		network = object{"backend": "vxlan", "vni": overlayVNI, "port": overlayPort}
+		chain = append(chain, object{"type": "vxlan", "mode": "routed"})
+	}
 	if i == 0 {
 		pool := object{"version": 1, "name": "pods", "kind": "routed", "ranges": [][]object{{{"subnet": "10.1.0.0/16"}}}}
-		network := object{"version": 1, "name": "pods", "pool": "pods", "backend": "vxlan", "vni": overlayVNI, "port": overlayPort}
+		maps.Copy(network, object{"version": 1, "name": "pods", "pool": "pods"})
 		if err := b.create(ctx, cfg, h, "pool", pool); err != nil {
 			return err
 		}
@@ -78,10 +88,7 @@ func (b *bed) overlay(ctx context.Context, cfg Config, h *lab.Host, i int) error
 			return err
 		}
 	}
-	err = b.attach(ctx, cfg.Bin, h, i,
-		object{"type": "hostgw", "master": lab.Parent, "ipam": object{"type": "underlay", "pool": "pods", "routes": everywhere}},
-		object{"type": "vxlan", "mode": "routed"})
-	if err != nil || i == 0 {
+	if err := b.attach(ctx, cfg.Bin, h, i, chain...); err != nil || i == 0 {
 		return err
 	}
 	for end := time.Now().Add(starting); ; {

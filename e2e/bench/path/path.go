@@ -38,6 +38,7 @@ const (
 	Reference  = "reference bridge, static routes"
 	Ours       = "ours"
 	OursBridge = "ours, on a node bridge"
+	OursAlone  = "ours, without an agent"
 	// These two are through VXLAN, with the MTU that it leaves.
 	OverlayByHand = "VXLAN, by hand"
 	OursOverlay   = "ours, through VXLAN"
@@ -45,7 +46,7 @@ const (
 
 // Variants are all of them, that which the others are compared with first.
 func Variants() []string {
-	return []string{ByHand, Reference, Ours, OursBridge, OverlayByHand, OursOverlay}
+	return []string{ByHand, Reference, Ours, OursBridge, OursAlone, OverlayByHand, OursOverlay}
 }
 
 // Sample is what was found of a variant.
@@ -152,7 +153,7 @@ func newBed(ctx context.Context, cfg Config, variant, name string) (*bed, error)
 		}
 		b.pods[i].Container = c
 		connect := map[string]func(context.Context, Config, *lab.Host, int) error{
-			ByHand: b.byHand, Reference: b.reference, Ours: b.ours, OursBridge: b.ours, OverlayByHand: b.overlayByHand, OursOverlay: b.overlay,
+			ByHand: b.byHand, Reference: b.reference, Ours: b.ours, OursBridge: b.ours, OursAlone: b.static, OverlayByHand: b.overlayByHand, OursOverlay: b.ours,
 		}[variant]
 		if err := connect(ctx, cfg, h, i); err != nil {
 			return b, err
@@ -232,15 +233,12 @@ func (b *bed) reference(ctx context.Context, cfg Config, h *lab.Host, i int) err
 	})
 }
 
-// ours has hostgw connect a pod and make the route to the other host.
-func (b *bed) ours(ctx context.Context, cfg Config, h *lab.Host, i int) error {
+// static has hostgw connect a pod and make the route to the other host itself.
+func (b *bed) static(ctx context.Context, cfg Config, h *lab.Host, i int) error {
 	conf := object{
 		"type": "hostgw", "master": lab.Parent,
 		"ipam":  object{"type": "underlay", "ranges": ranges(i), "routes": everywhere},
 		"peers": []object{{"prefix": block(1 - i), "via": address(1 - i)}},
-	}
-	if b.variant == OursBridge {
-		conf["bridge"] = "ul0"
 	}
 	return b.attach(ctx, cfg.Bin, h, i, conf)
 }

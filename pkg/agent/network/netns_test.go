@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -139,6 +140,7 @@ func TestRepair(t *testing.T) {
 		t.Errorf("others' routes %q, before %q", now, foreign)
 	}
 
+	must(t, n1.Await(t.Context(), ipam.Uses{Network: "pods", Masquerade: true}))
 	rules := func() string { return netnstest.Run(t, n1.ns, "nft", "list", "table", "inet", "underlay") }
 	before := rules()
 	netnstest.Run(t, n1.ns, "nft", "flush", "ruleset")
@@ -213,7 +215,7 @@ func TestMasquerade(t *testing.T) {
 	t.Parallel()
 	n1, _, _, _ := three(t)
 	masquerades := func() string {
-		out := netnstest.Run(t, n1.ns, "nft", "list", "table", "inet", "underlay")
+		out := netnstest.Run(t, n1.ns, "nft", "list", "ruleset")
 		switch {
 		case !strings.Contains(out, "chain postrouting"):
 			return "no"
@@ -250,6 +252,7 @@ func TestMasquerade(t *testing.T) {
 }
 
 // TestForwardDrop: a policy that drops is told of, and passed if that is wanted.
+// Only while there is one packets are looked at for it.
 func TestForwardDrop(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -264,9 +267,14 @@ func TestForwardDrop(t *testing.T) {
 			}
 			return out
 		}
+		marks := func() string {
+			return fmt.Sprint(strings.Contains(netnstest.Run(t, h.ns, "nft", "list", "ruleset"), "from a pool"))
+		}
 		await(t, h.name, want, drops)
+		await(t, h.name+" marks", "true", marks)
 		netnstest.Run(t, h.ns, "nft", "delete table inet fw")
 		await(t, h.name+" without it", "", drops)
+		await(t, h.name+" marks no more", "false", marks)
 	}
 }
 

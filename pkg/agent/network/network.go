@@ -171,6 +171,8 @@ type Task struct {
 	// masqueraded, and until when that counts without a record.
 	armed map[string]time.Time
 	drops []nft.Drop
+	// unopposed: all policies have been looked at, and none drops.
+	unopposed bool
 }
 
 // New makes a Task.
@@ -218,7 +220,7 @@ func (t *Task) String() string { return "networks" }
 func (t *Task) Ready() <-chan struct{} { return t.ready }
 
 // Stir says that an attachment has come or gone that reaches a network's peers, or
-// that Guard may tell of others.
+// that the rules may have to be others.
 func (t *Task) Stir() { ring(t.stirred) }
 
 // Run keeps routes and rules until ctx ends.

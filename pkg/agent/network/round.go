@@ -321,6 +321,9 @@ func (t *Task) masquerade() (map[string]bool, error) {
 
 func (t *Task) ruleset(r round) (want nft.Ruleset) {
 	want.Forward = r.plan.Forward
+	t.mu.Lock()
+	want.Unopposed = t.unopposed
+	t.mu.Unlock()
 	for _, n := range r.snapshot.Networks {
 		if r.masquerade[n.Name] {
 			want.Masquerade = append(want.Masquerade, n.Prefixes...)

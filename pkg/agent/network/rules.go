@@ -188,6 +188,11 @@ func (t *Task) lookOnce(ctx context.Context, told map[string]bool) {
 		t.log.Warn("not all policies that may drop what is forwarded were looked at", "err", err)
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.drops = drops
+	before := t.unopposed
+	t.drops, t.unopposed = drops, len(drops) == 0 && err == nil
+	changed := t.unopposed != before
+	t.mu.Unlock()
+	if changed {
+		t.Stir()
+	}
 }
