@@ -105,7 +105,7 @@ func TestRun(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("series with results (-want +got):\n%s", diff)
 	}
-	if len(report.Ratios) != 8 {
+	if len(report.Ratios) != 2*7 { // of throughput and of round trips
 		t.Errorf("ratios of pairs: %+v", report.Ratios)
 	}
 	for _, x := range report.Ratios {

@@ -113,16 +113,21 @@ func (d *demo) printWays(ctx context.Context) error {
 	return w.Flush()
 }
 
-// wayOf is how a host reaches the others' containers; that of IPv4 stands for
+// wayOf is how a host reaches the others' containers, where it is the same way in
 // both families.
 func wayOf(ctx context.Context, h *lab.Host) (map[string]api.PeerState, error) {
 	c := api.NewClient(h.RunDir)
 	defer c.Close()
 	peers, err := c.Peers(ctx, "wide")
-	out := map[string]api.PeerState{}
+	ways := map[string][]api.PeerState{}
 	for _, p := range peers {
-		if p.Prefixes[0].Addr().Is4() {
-			out[p.Name] = p.State
+		ways[p.Name] = append(ways[p.Name], p.State)
+	}
+	out := map[string]api.PeerState{}
+	for name, states := range ways {
+		out[name] = api.PeerPending
+		if len(states) == 2 && states[0] == states[1] {
+			out[name] = states[0]
 		}
 	}
 	return out, err

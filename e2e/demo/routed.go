@@ -40,15 +40,18 @@ func (d *demo) routePods(ctx context.Context) error {
 
 // printRoutes shows what the agents have made of it.
 func (d *demo) printRoutes(ctx context.Context) error {
+	// A host hears of the last one's blocks a moment after the ADD there.
+	for _, h := range d.hosts {
+		for range 100 {
+			const families = 2
+			if out, err := h.Exec(ctx, d.underlayctl(h, "peer", "list")...); err != nil || strings.Count(out, "direct") >= families*(len(d.hosts)-1) {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
 	h := d.hosts[0]
 	peers := d.underlayctl(h, "peer", "list")
-	// A host hears of the last one's block a moment after the ADD there.
-	for range 100 {
-		if out, err := h.Exec(ctx, peers...); err != nil || strings.Count(out, "direct") >= len(d.hosts)-1 {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
 	for _, argv := range [][]string{
 		peers,
 		{"ip", "route", "show", "proto", "141"},

@@ -72,7 +72,8 @@ func Rows(full bool) []Row {
 	}
 	return append(rows, Row{Routes, Ours, All}, Row{Routes, Ours, AFifthBad},
 		Row{Routes, Loop, OneChange}, Row{Routes, Ours, OneChange}, Row{Routes, Ours, RouteBack},
-		Row{Overlay, Loop, All}, Row{Overlay, Ours, All}, Row{Overlay, Ours, NeighBack}, Row{Overlay, Ours, FDBBack})
+		Row{Overlay, Loop, All}, Row{Overlay, Ours, All}, Row{Overlay, Ours, NeighBack}, Row{Overlay, Ours, FDBBack},
+		Row{Tenant, Single, Endpoints}, Row{Tenant, Ours, Endpoints})
 }
 
 // Measure measures all rows.
