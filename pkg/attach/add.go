@@ -302,10 +302,11 @@ func (a *adder) result() *current.Result {
 }
 
 // before are the interfaces on the host of who comes before in the chain, if the
-// parent is one of them: DEL and CHECK find it there.
+// parent is the leg of a segment among them: DEL and CHECK find it there. Another
+// parent is left out, as the reference plugins do.
 func (a *adder) before() (out []*current.Interface) {
 	prev, err := a.Previous()
-	if err != nil || prev == nil || a.Master != "" || a.kind.Pair != nil {
+	if err != nil || prev == nil || a.Master != "" || a.segment == 0 {
 		return nil
 	}
 	for _, i := range prev.Interfaces {
