@@ -15,7 +15,15 @@ func TestTrace(t *testing.T) {
 	h1, h2 := c.hosts[0], c.hosts[1]
 	a, b := h1.pod("a", nil), h2.pod("b", nil)
 	m := attach(t, h1.Host, "m", lan(t, h1.Host, nil))
-	h1.routesTo("192.0.2.2", "2001:db8::2")
+	// A route is in the kernel a little before the agent can tell of it.
+	routed := func() {
+		t.Helper()
+		h1.routesTo("192.0.2.2", "2001:db8::2")
+		eventually(t, "h1 tells how it reaches its peer", func() bool {
+			return strings.Contains(h1.fetch("/v1/peers"), `"direct"`)
+		})
+	}
+	routed()
 	trace := func(from, to string, want ...string) {
 		t.Helper()
 		out, err := h1.Exec(t.Context(), filepath.Join(ours, "underlayctl"), "--data-dir", h1.DataDir, "--run-dir", h1.RunDir, "trace", from, to)
@@ -55,7 +63,7 @@ func TestTrace(t *testing.T) {
 		_, err := h1.Exec(t.Context(), "ping", "-c1", "-W1", "-I", "192.0.2.1", "192.0.2.2")
 		return err == nil
 	})
-	h1.routesTo("192.0.2.2", "2001:db8::2")
+	routed()
 
 	// The agent holds still while somebody deletes a route.
 	h1.cmd.Process.Signal(syscall.SIGSTOP)
@@ -65,6 +73,6 @@ func TestTrace(t *testing.T) {
 	h1.end(syscall.SIGKILL)
 	trace(a.addrs[0].String(), b.addrs[0].String(), "!no route to "+b.addrs[0].String(), "unknown: ")
 	c.start()
-	h1.routesTo("192.0.2.2", "2001:db8::2")
+	routed()
 	trace(a.addrs[0].String(), b.addrs[0].String(), "peer h2")
 }
