@@ -124,7 +124,7 @@ func TestSpare(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			got := lease.Spare(tt.uses, 4, tt.perSecond, tt.leased, tt.unattached)
+			got := lease.Spare(tt.uses, 4, tt.perSecond, func() float64 { return tt.leased }, tt.unattached)
 			if diff := cmp.Diff(tt.want, got, opts...); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}

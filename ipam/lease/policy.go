@@ -43,8 +43,9 @@ type Use struct {
 
 // Spare lists the blocks that a node gives back: unused ones but for one, when
 // they have been so for a while, and the last where nothing has been attached
-// for an hour and others are short. What is left has to be enough.
-func Spare(uses []Use, blockSize int, perSecond, leased float64, unattached time.Duration) []netip.Prefix {
+// for an hour and others are short. What is left has to be enough. leased, which
+// takes longer than the rest, tells what share of the set nodes have.
+func Spare(uses []Use, blockSize int, perSecond float64, leased func() float64, unattached time.Duration) []netip.Prefix {
 	free := 0
 	var unused []Use
 	for _, u := range uses {
@@ -60,7 +61,7 @@ func Spare(uses []Use, blockSize int, perSecond, leased float64, unattached time
 		free -= unused[0].Free
 		unused = unused[1:]
 	}
-	if len(unused) == 1 && len(unused)+len(back) == len(uses) && unattached >= lastIdle && leased > scarce {
+	if len(unused) == 1 && len(unused)+len(back) == len(uses) && unattached >= lastIdle && leased() > scarce {
 		back = append(back, unused[0].CIDR)
 	}
 	return back

@@ -2,6 +2,7 @@ package record
 
 import (
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/underlay-cni/underlay/ipam/lease"
@@ -33,14 +34,26 @@ func BlockKey(pool string, cidr netip.Prefix) string {
 	return BlockFolder + pool + "/" + strings.ReplaceAll(cidr.String(), "/", "_")
 }
 
-// ParseBlockKey is the inverse of BlockKey.
+// ParseBlockKey is the inverse of BlockKey. An agent does it for each change of
+// any node's block, so it allocates nothing.
 func ParseBlockKey(key string) (pool string, cidr netip.Prefix, ok bool) {
-	pool, text, ok := strings.Cut(strings.TrimPrefix(key, BlockFolder), "/")
-	if !ok || !ValidUUID(pool) {
+	rest, inside := strings.CutPrefix(key, BlockFolder)
+	pool, text, named := strings.Cut(rest, "/")
+	addr, bits, sized := strings.Cut(text, "_")
+	if !inside || !named || !sized || !ValidUUID(pool) {
 		return "", netip.Prefix{}, false
 	}
-	cidr, err := netip.ParsePrefix(strings.Replace(text, "_", "/", 1))
-	return pool, cidr, err == nil && BlockKey(pool, cidr) == key
+	a, err := netip.ParseAddr(addr)
+	n, bad := strconv.Atoi(bits)
+	cidr = netip.PrefixFrom(a, n)
+	if err != nil || bad != nil || !cidr.IsValid() {
+		return "", netip.Prefix{}, false
+	}
+	// A block can be written in more than one way, and has one key.
+	var buf [64]byte
+	as := cidr.AppendTo(buf[:0])
+	same := len(as) == len(text) && string(as[:len(addr)]) == addr && string(as[len(addr)+1:]) == bits
+	return pool, cidr, same
 }
 
 // WantKey is the key of a node's flag for a pool.

@@ -3,6 +3,7 @@ package record
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -278,26 +279,32 @@ func cut(p *Pool, asked blockPrefixWire) error {
 	return nil
 }
 
-// Nodes is lease.Block.Nodes, with the number of those addresses of a block that
-// the pool gives out.
-func (p Pool) Nodes(b lease.Block) map[lease.Node]int {
-	count := map[lease.Node]int{}
-	if b.Owner != "" {
-		count[b.Owner] = p.Usable(b.CIDR)
+// Nodes calls f with everybody whom lease.Block.Nodes has, and how many of those
+// addresses are theirs that the pool gives out: first with the owner, then with
+// each who has been given one, again for another.
+func (p Pool) Nodes(b lease.Block) iter.Seq2[lease.Node, int] {
+	return func(f func(lease.Node, int) bool) {
+		given := 0
+		for a := range b.Given {
+			given += p.gives(a)
+		}
+		if b.Owner != "" && !f(b.Owner, p.Usable(b.CIDR)-given) {
+			return
+		}
+		for a, e := range b.Given {
+			if e.Node != "" && !f(e.Node, p.gives(a)) {
+				return
+			}
+		}
 	}
-	for a, e := range b.Given {
-		n := 0
-		if slices.ContainsFunc(p.Sets, func(s ipam.RangeSet) bool { _, usable := s.Find(a); return usable }) {
-			n = 1
-		}
-		if b.Owner != "" {
-			count[b.Owner] -= n
-		}
-		if e.Node != "" {
-			count[e.Node] += n
-		}
+}
+
+// gives is 1 for an address that the pool gives out, else 0.
+func (p Pool) gives(a netip.Addr) int {
+	if slices.ContainsFunc(p.Sets, func(s ipam.RangeSet) bool { _, usable := s.Find(a); return usable }) {
+		return 1
 	}
-	return count
+	return 0
 }
 
 // Usable counts the addresses of a block that the pool gives out.

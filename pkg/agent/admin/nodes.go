@@ -59,7 +59,7 @@ func leasedByNode(v *registry.View) map[lease.Node]map[string]int {
 	for pool, blocks := range v.Blocks {
 		p, known := v.Pool(pool)
 		for _, s := range blocks {
-			counts := s.Block.Nodes()
+			counts := maps.All(s.Block.Nodes())
 			if known {
 				counts = p.Value.Nodes(s.Block)
 			}

@@ -242,7 +242,7 @@ func (t *Trader) balanceOf(ctx context.Context, v *registry.View, p record.Pool,
 		return t.more(ctx, v, p, set, me)
 	}
 	var errs []error
-	leased := share(v, p, set)
+	leased := func() float64 { return share(v, p, set) }
 	for _, cidr := range lease.Spare(uses, size, perSecond, leased, t.now().Sub(t.attached[p.UUID])) {
 		errs = append(errs, t.to(ctx, v, p, cidr, lease.Goal{Return: true, Now: t.stamp()}))
 	}
@@ -252,7 +252,7 @@ func (t *Trader) balanceOf(ctx context.Context, v *registry.View, p record.Pool,
 // share is that of a range set's addresses which nodes have.
 func share(v *registry.View, p record.Pool, set int) float64 {
 	n := 0
-	for _, s := range v.SeenOf(p, set) {
+	for s := range v.Each(p, set) {
 		for _, count := range p.Nodes(s.Block) {
 			n += count
 		}
