@@ -1,6 +1,7 @@
 package route
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -234,5 +235,43 @@ func TestScope(t *testing.T) {
 	got := h.show(t, "route show table 1000 proto 7") + h.show(t, "-6 route show table 1000 proto 7")
 	if !strings.HasPrefix(got, "10.1.1.0/24 via 192.0.2.3 dev eth1") || strings.Count(got, "\n") != 2 {
 		t.Errorf("table 1000:\n%s", got)
+	}
+}
+
+// Routes to peers are of many scopes, or the kernel looks at all next hops for
+// each; one that is written without a scope is in the way of ours all the same,
+// and ours goes by a deletion without one.
+func TestInterior(t *testing.T) {
+	t.Parallel()
+	h := newPeers(t)
+	r := h.reconciler(t, Config{})
+	h.ip(t, "route add 10.3.0.0/24 via 192.0.2.9 dev eth1")
+	err := r.Apply(t.Context(), wants(t, `10.1.0.0/24 via 192.0.2.2 dev eth1
+10.2.0.0/24 via 192.0.2.3 dev eth1
+10.2.0.64/26 via 192.0.2.4 dev eth1
+10.3.0.0/24 via 192.0.2.5 dev eth1
+0.0.0.0/0 via 192.0.2.254 dev eth1
+10.4.0.0/24 dev eth1`))
+	if !errors.Is(err, ErrForeign) {
+		t.Errorf("a foreign route in the way: %v", err)
+	}
+	want := `default via 192.0.2.254 dev eth1 scope 1
+10.1.0.0/24 via 192.0.2.2 dev eth1 scope 1
+10.2.0.0/24 via 192.0.2.3 dev eth1 scope 1
+10.2.0.64/26 via 192.0.2.4 dev eth1 scope 2
+10.4.0.0/24 dev eth1 scope link
+`
+	show := func() string {
+		return strings.ReplaceAll(h.show(t, "route show proto 141"), " \n", "\n")
+	}
+	if diff := cmp.Diff(want, show()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	h.ip(t, "route del 10.2.0.64/26")
+	if err := r.Apply(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	if left := show(); left != "" {
+		t.Errorf("left:\n%s", left)
 	}
 }

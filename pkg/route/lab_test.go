@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -61,13 +62,17 @@ func (h host) try(command string) error {
 	return h.ns.Do(exec.Command("ip", strings.Fields(command)...).Run)
 }
 
-// routes is what ip shows of a protocol, with one space between any words.
+// ofPeers is the scope of a route to a peer; see interior.
+var ofPeers = regexp.MustCompile(` scope \d+`)
+
+// routes is what ip shows of a protocol, with one space between any words, and
+// without the scopes of routes to peers.
 func (h host) routes(t testing.TB, protocol string) string {
 	t.Helper()
 	var lines []string
 	for _, list := range []string{"route show table main proto ", "-6 route show table main proto "} {
 		for line := range strings.Lines(h.show(t, list+protocol)) {
-			line = strings.ReplaceAll(line, " pref medium", "")
+			line = ofPeers.ReplaceAllString(strings.ReplaceAll(line, " pref medium", ""), "")
 			lines = append(lines, strings.Join(strings.Fields(line), " ")+"\n")
 		}
 	}

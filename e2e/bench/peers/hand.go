@@ -65,6 +65,7 @@ func deletedRoutes(ctx context.Context, cfg Config) (err error) {
 	}
 	for i := range 2 * cfg.Rounds {
 		gone := netlinkRoute(want[i*all/(2*cfg.Rounds)].Object, h.eth1)
+		gone.Scope = netlink.SCOPE_NOWHERE // of any, as iproute2 deletes
 		start := time.Now()
 		if err := h.nl.RouteDel(gone); err != nil {
 			return err

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -178,13 +179,17 @@ func (h *host) ip(commands string) string {
 	return netnstest.Batch(h.t, h.ns, "ip", commands)
 }
 
+// ofPeers is the scope that package route gives a route to a peer, one of many
+// that mean the same.
+var ofPeers = regexp.MustCompile(` scope \d+`)
+
 // routes are those of a protocol, one a line, with one space between words.
 func (h *host) routes(proto string) string {
 	h.t.Helper()
 	var lines []string
 	for _, list := range []string{"route show proto ", "-6 route show proto "} {
 		for line := range strings.Lines(netnstest.Run(h.t, h.ns, "ip", strings.Fields(list+proto)...)) {
-			line = strings.ReplaceAll(line, " pref medium", "")
+			line = ofPeers.ReplaceAllString(strings.ReplaceAll(line, " pref medium", ""), "")
 			lines = append(lines, strings.Join(strings.Fields(line), " ")+"\n")
 		}
 	}
