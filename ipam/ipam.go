@@ -183,6 +183,8 @@ type AttachmentRecord struct {
 	Since     time.Time    `json:"since"`
 	// MissedAt is when the namespace was first seen to be gone.
 	MissedAt time.Time `json:"missedAt,omitzero"`
+	// Token is that of the ADD by which it came to be; 0 where that had none.
+	Token uint64 `json:"-"`
 }
 
 // Hold is a time for which an attachment held an address.

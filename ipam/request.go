@@ -37,9 +37,9 @@ type AllocateRequest struct {
 	// the addresses are for, where others on it can be asked whether they use
 	// them; "" where not. The ledger has no use for it.
 	Wire string `json:"wire,omitempty"`
-	// Since, unless zero, is when this was asked for first, without an answer:
-	// what the attachment holds since then is not Known, but came of that.
-	Since time.Time `json:"since,omitzero"`
+	// Token, unless 0, is a number that this ADD alone has: what the attachment
+	// holds by it is not Known, but came of an earlier try that had no answer.
+	Token uint64 `json:"token,omitempty"`
 }
 
 // DrawOn has the addresses come from the pool of a configuration.
@@ -94,8 +94,9 @@ type ReleaseRequest struct {
 	// ledger Before does not count, unless it was rebuilt since.
 	Ledger string `json:"ledger,omitempty"`
 	Seq    uint64 `json:"seq,omitempty"`
-	// Since, unless zero, spares records made before it.
-	Since time.Time `json:"since,omitzero"`
+	// Token, unless 0, is about what the ADD with this token was given, and nothing
+	// else, whatever the clocks say.
+	Token uint64 `json:"token,omitempty"`
 	// Undo releases without cooling: the addresses were never in use.
 	Undo bool `json:"undo,omitempty"`
 	// Conflict, unless empty, quarantines the addresses listed instead of
@@ -103,11 +104,13 @@ type ReleaseRequest struct {
 	Conflict []Conflict `json:"conflict,omitempty"`
 }
 
-// Covers reports whether the request is about a record that was made at a
-// time, as precisely as records know it.
-func (r ReleaseRequest) Covers(made time.Time, precision time.Duration) bool {
-	return (r.Before.IsZero() || made.Before(r.Before.Truncate(precision))) &&
-		(r.Since.IsZero() || !made.Before(r.Since.Truncate(precision)))
+// Covers reports whether the request is about a record, which knows the time as
+// precisely as that.
+func (r ReleaseRequest) Covers(att AttachmentRecord, precision time.Duration) bool {
+	if r.Token != 0 {
+		return r.Token == att.Token
+	}
+	return r.Before.IsZero() || att.Since.Before(r.Before.Truncate(precision))
 }
 
 // Conflict is a sign of life of somebody else at an address.

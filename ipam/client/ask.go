@@ -11,7 +11,6 @@ import (
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
-	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 // How long the agent has for its answer. An ADD can do nothing without, while
@@ -25,9 +24,9 @@ const (
 // do has the agent answer q, or runs f on the ledger if there is no agent, and
 // then returns no response.
 func (c *Client) do(ctx context.Context, q *wire.Request, f func(*ledger.Ledger) error) (*wire.Response, error) {
-	began := fault.Now().UTC()
 	q.Version, q.DataDir = wire.Version, filepath.Clean(c.o.DataDir)
 	reading := q.Op != wire.OpAllocate && q.Op != wire.OpRelease && q.Op != wire.OpStatus
+	var lost error
 	for {
 		a, err := c.ask(ctx, q, -1)
 		if errors.Is(err, errNobody) {
@@ -45,19 +44,20 @@ func (c *Client) do(ctx context.Context, q *wire.Request, f func(*ledger.Ledger)
 			}
 			return a, err
 		case errors.Is(err, errLost):
-			// What it has done may be found by the next try.
-			if q.Allocate != nil && q.Allocate.Since.IsZero() {
-				q.Allocate.Since = began
-			}
+			// What it has done is found by the next try.
+			lost = err
 			select {
 			case <-ctx.Done():
 			case <-time.After(poll / 10):
 				continue
 			}
-			err = fmt.Errorf("%w: %w", errSilent, err)
+			err = errSilent
 		}
 		if errors.Is(err, errSilent) {
 			c.silent.Store(true)
+			if lost != nil {
+				err = fmt.Errorf("%w; before, %w", err, lost)
+			}
 			err = &ipam.LedgerError{Path: filepath.Join(c.o.DataDir, "ledger.db"), Msg: "is served by an agent", Err: err,
 				Hint: "see: systemctl status underlayd", Code: ipam.CodeTryAgainLater}
 		}

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
 	"sync/atomic"
@@ -27,7 +28,6 @@ import (
 	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/pkg/digest"
-	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 // Client manages the addresses of one node.
@@ -90,7 +90,7 @@ func (c *Client) spool(req ipam.ReleaseRequest) error {
 // durable, at most once; an agent tells it only with the answer. The answer is
 // good only when Allocate returns it.
 func (c *Client) Allocate(ctx context.Context, req ipam.AllocateRequest, decided func(ipam.Allocation)) (a ipam.Allocation, err error) {
-	began := fault.Now().UTC()
+	req.Token = rand.Uint64() | 1
 	r, err := c.do(ctx, &wire.Request{Op: wire.OpAllocate, Allocate: &req}, func(l *ledger.Ledger) (err error) {
 		a, err = allocate(l, always, req, decided)
 		var full *ipam.ExhaustedError
@@ -103,11 +103,9 @@ func (c *Client) Allocate(ctx context.Context, req ipam.AllocateRequest, decided
 		a = *r.Allocation
 	}
 	// It may have been given all the same, by this request or by one that was lost
-	// before (do). Undoing what was not done is no way to be safe: what an earlier
-	// ADD of the attachment has is told from this one's by the time of day, which
-	// may have been set back.
-	if errors.Is(err, errSilent) && (!errors.Is(err, errUnread) || !req.Since.IsZero()) {
-		undo := ipam.ReleaseRequest{Attachment: req.Attachment, Since: began, Undo: true}
+	// before. What an earlier ADD of the attachment was given has another token.
+	if errors.Is(err, errSilent) && (!errors.Is(err, errUnread) || errors.Is(err, errLost)) {
+		undo := ipam.ReleaseRequest{Attachment: req.Attachment, Token: req.Token, Undo: true}
 		err = errors.Join(err, c.spool(undo))
 	}
 	return a, err

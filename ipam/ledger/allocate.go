@@ -201,7 +201,7 @@ func (g *grant) answer() ipam.Allocation {
 }
 
 // newGrant is what req makes of the addresses chosen for it.
-func (t *tx) newGrant(req ipam.AllocateRequest, choices []choice, since time.Time) (*grant, error) {
+func (t *tx) newGrant(req ipam.AllocateRequest, choices []choice, since time.Time, token uint64) (*grant, error) {
 	mac := req.MAC
 	if mac == "" && req.MACPrefix != "" && len(choices) > 0 {
 		var err error
@@ -214,8 +214,8 @@ func (t *tx) newGrant(req ipam.AllocateRequest, choices []choice, since time.Tim
 		}
 	}
 	g := &grant{attachment: ipam.AttachmentRecord{
-		Version: record.AttachmentVersion(req.Uses), Attachment: req.Attachment, Runtime: req.Runtime, Netns: req.Netns,
-		BootID: t.boot, MAC: mac, Uses: req.Uses, Since: since,
+		Version: record.AttachmentVersion(req.Uses, token), Attachment: req.Attachment, Runtime: req.Runtime, Netns: req.Netns,
+		BootID: t.boot, MAC: mac, Uses: req.Uses, Since: since, Token: token,
 	}}
 	for _, c := range choices {
 		at := c.from.Address(c.addr)
@@ -255,7 +255,7 @@ func (t *tx) held(req ipam.AllocateRequest) (*grant, error) {
 		_, err := t.release(old, ipam.ReleaseRequest{})
 		return nil, err
 	}
-	g, err := t.newGrant(req, choices, old.Since)
+	g, err := t.newGrant(req, choices, old.Since, old.Token)
 	if err != nil {
 		return nil, err
 	}
@@ -264,14 +264,14 @@ func (t *tx) held(req ipam.AllocateRequest) (*grant, error) {
 		same = same && bytes.Equal(record.Encode(g.records[i]), record.Encode(c.record))
 	}
 	if !same {
-		if g, err = t.newGrant(req, choices, t.now); err != nil {
+		if g, err = t.newGrant(req, choices, t.now, old.Token); err != nil {
 			return nil, err
 		}
 		if err := t.store(g, old, choices); err != nil {
 			return nil, err
 		}
 	}
-	g.known = req.Since.IsZero() || old.Since.Before(req.Since.Truncate(precision))
+	g.known = req.Token == 0 || req.Token != old.Token
 	return g, nil
 }
 
@@ -311,7 +311,7 @@ func (t *tx) fresh(req ipam.AllocateRequest) (*grant, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := t.newGrant(req, choices, t.now)
+	g, err := t.newGrant(req, choices, t.now, req.Token)
 	if err != nil {
 		return nil, err
 	}

@@ -40,7 +40,7 @@ func TestRecordOfAnAllocation(t *testing.T) {
 		State: ipam.Held, Attachment: att("a"), Runtime: "ctr", Netns: req.Netns, BootID: "boot-1", MAC: mac, Owner: "ns/pod", Since: s.c.now}
 	rec6 := rec
 	rec6.Address, rec6.Gateway = want.Addresses[1].Prefix, want.Addresses[1].Gateway
-	wantAtt := ipam.AttachmentRecord{Version: record.AttachmentVersion(req.Uses), Attachment: att("a"), Runtime: "ctr", Netns: req.Netns, BootID: "boot-1", MAC: mac,
+	wantAtt := ipam.AttachmentRecord{Version: record.AttachmentVersion(req.Uses, 0), Attachment: att("a"), Runtime: "ctr", Netns: req.Netns, BootID: "boot-1", MAC: mac,
 		Uses: req.Uses, Addresses: []netip.Addr{rec.Address.Addr(), rec6.Address.Addr()}, Since: s.c.now}
 	gotAtt, recs, found, err := s.l.Attachment(att("a"))
 	if err != nil || !found {

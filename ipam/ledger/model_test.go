@@ -162,7 +162,7 @@ func (m *model) choices(req ipam.AllocateRequest, s ipam.RangeSet) []netip.Addr 
 
 // given writes down what the ledger has chosen.
 func (m *model) given(req ipam.AllocateRequest, out ipam.Allocation, known bool) {
-	att := ipam.AttachmentRecord{Version: record.AttachmentVersion(req.Uses), Attachment: req.Attachment, Netns: req.Netns, BootID: m.boot, MAC: out.MAC, Uses: req.Uses, Since: m.now}
+	att := ipam.AttachmentRecord{Version: record.AttachmentVersion(req.Uses, 0), Attachment: req.Attachment, Netns: req.Netns, BootID: m.boot, MAC: out.MAC, Uses: req.Uses, Since: m.now}
 	recs := map[netip.Addr]ipam.Record{}
 	same := known
 	for _, a := range out.Addresses {

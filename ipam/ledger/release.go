@@ -55,7 +55,7 @@ func (l *Ledger) ReleaseIf(wanted func(ipam.AttachmentRecord) error, req ipam.Re
 
 func (t *tx) releaseKnown(req ipam.ReleaseRequest) (ipam.Released, error) {
 	att, found, err := t.attachment(req.Attachment)
-	if err != nil || !found || !req.Covers(att.Since, precision) {
+	if err != nil || !found || !req.Covers(att, precision) {
 		return ipam.Released{}, err
 	}
 	out, err := t.release(att, req)

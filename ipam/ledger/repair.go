@@ -364,7 +364,7 @@ func (t *tx) fillOne(f Found, unclear func(netip.Addr) string, before map[netip.
 			return err
 		}
 	}
-	att := ipam.AttachmentRecord{Version: record.AttachmentVersion(f.Uses), Attachment: f.Attachment, Runtime: f.Runtime,
+	att := ipam.AttachmentRecord{Version: record.AttachmentVersion(f.Uses, 0), Attachment: f.Attachment, Runtime: f.Runtime,
 		Netns: f.Netns, BootID: t.boot, MAC: f.MAC, Uses: f.Uses, Since: t.now}
 	for _, a := range f.Addresses {
 		addr := plain(a.Prefix.Addr())

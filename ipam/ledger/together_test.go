@@ -222,16 +222,17 @@ func TestConditions(t *testing.T) {
 		t.Error(err)
 	}
 	wantStates(t, l)
-	asked := c.now
-	add(t, l, request(p, "a"))
-	again := request(p, "a")
+	first := request(p, "a")
+	first.Token = 7
+	add(t, l, first)
+	again := first
 	for _, tt := range []struct {
-		since time.Time
+		token uint64
 		known bool
-	}{{time.Time{}, true}, {asked, false}, {asked.Add(300 * time.Nanosecond), false}, {asked.Add(time.Second), true}} {
-		again.Since = tt.since
+	}{{0, true}, {7, false}, {8, true}, {7, false}} {
+		again.Token = tt.token
 		if a, err := l.Allocate(again, nil); err != nil || a.Known != tt.known {
-			t.Errorf("asked for since %v: %+v, %v, want known %v", tt.since, a, err, tt.known)
+			t.Errorf("token %d: %+v, %v, want known %v", tt.token, a, err, tt.known)
 		}
 	}
 	release := ipam.ReleaseRequest{Attachment: att("a")}
@@ -244,12 +245,12 @@ func TestConditions(t *testing.T) {
 	if !errors.Is(err, gone) {
 		t.Error(err)
 	}
-	release.Since = asked.Add(time.Second)
+	release.Token = 8
 	if r, err := l.Release(release); err != nil || r.Records != nil {
 		t.Error(r, err)
 	}
 	wantStates(t, l, "10.0.0.2 held a")
-	release.Since = asked
+	release.Token, release.Before = 7, c.now.Add(-time.Hour) // a clock that was set back
 	if r, err := l.Release(release); err != nil || len(r.Records) != 1 {
 		t.Error(r, err)
 	}

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/underlay-cni/underlay/ipam"
 )
@@ -154,9 +153,7 @@ func (o *object) allocate(r *ipam.AllocateRequest) {
 		})
 	}
 	o.text("wire", r.Wire)
-	if !r.Since.IsZero() {
-		o.text("since", r.Since.Format(time.RFC3339Nano))
-	}
+	o.unsigned("token", r.Token)
 }
 
 func (o *object) pool(p *ipam.Pool) {

@@ -35,17 +35,20 @@ func poolVersion(p ipam.Pool) uint64 {
 }
 
 // Versions of an attachment's record, from which on it has Uses.Port,
-// Uses.Network with what belongs to that, and Uses.Segment.
+// Uses.Network with what belongs to that, Uses.Segment, and Token.
 const (
 	withPort    = 2
 	withNetwork = 3
 	withSegment = 4
+	withToken   = 5
 )
 
 // AttachmentVersion is the oldest version that can tell what an attachment
-// uses: what an older program can read, it is to be able to read.
-func AttachmentVersion(u ipam.Uses) int {
+// uses, and its token: what an older program can read, it is to be able to read.
+func AttachmentVersion(u ipam.Uses, token uint64) int {
 	switch {
+	case token != 0:
+		return withToken
 	case u.Segment != ipam.Segment{}:
 		return withSegment
 	case u.Network != "":
@@ -135,13 +138,16 @@ func EncodeAttachment(r ipam.AttachmentRecord) []byte {
 	}
 	w.time(r.Since)
 	w.time(r.MissedAt)
+	if r.Version >= withToken {
+		w.number(r.Token)
+	}
 	return w.b
 }
 
 // DecodeAttachment is the inverse of EncodeAttachment.
 func DecodeAttachment(value []byte) (r ipam.AttachmentRecord, err error) {
 	d := reader{b: value}
-	r.Version = d.version(withSegment)
+	r.Version = d.version(withToken)
 	r.Attachment = d.attachment()
 	r.Runtime = d.text()
 	r.Netns = d.netns()
@@ -160,6 +166,9 @@ func DecodeAttachment(value []byte) (r ipam.AttachmentRecord, err error) {
 	r.Addresses = list(&d, (*reader).addr)
 	r.Since = d.time()
 	r.MissedAt = d.time()
+	if r.Version >= withToken {
+		r.Token = d.number()
+	}
 	return r, d.end()
 }
 

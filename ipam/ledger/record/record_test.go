@@ -24,9 +24,9 @@ var (
 		Reason: "because", MissedAt: at.Add(-time.Hour),
 	}
 	attached = ipam.AttachmentRecord{
-		Version: withSegment, Attachment: att, Runtime: "containerd", Netns: full.Netns, BootID: "b", MAC: full.MAC,
+		Version: withToken, Attachment: att, Runtime: "containerd", Netns: full.Netns, BootID: "b", MAC: full.MAC,
 		Uses:      ipam.Uses{Parent: "eth1", VLAN: 4094, HostAccess: true, Port: "ipvlan l3 bridge", Network: "pods", Masquerade: true, Segment: ipam.Segment{VNI: 1<<24 - 1, Port: 1<<16 - 1}},
-		Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")}, Since: at, MissedAt: at,
+		Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")}, Since: at, MissedAt: at, Token: 1<<64 - 1,
 	}
 	hold = ipam.Hold{Attachment: att, Netns: "/run/netns/a", MAC: full.MAC, Owner: "default/web", BootID: "b", Since: at, Until: at.Add(time.Hour)}
 	pool = ipam.Pool{
@@ -110,7 +110,7 @@ func TestCycle(t *testing.T) {
 	address(t, full)
 	address(t, ipam.Record{Version: Version})
 	attachment(t, attached)
-	attachment(t, ipam.AttachmentRecord{Version: withSegment})
+	attachment(t, ipam.AttachmentRecord{Version: withToken})
 	attachment(t, ipam.AttachmentRecord{Version: withNetwork, Attachment: att, Uses: ipam.Uses{Network: "pods", Masquerade: true}, Since: at})
 	attachment(t, ipam.AttachmentRecord{Version: withPort, Attachment: att, Uses: ipam.Uses{Parent: "eth1", Port: "ipvlan l3 bridge"}, Since: at})
 	attachment(t, ipam.AttachmentRecord{Version: 1, Attachment: att, Uses: ipam.Uses{Parent: "eth1", VLAN: 5}, Since: at})
