@@ -36,9 +36,12 @@ const (
 func (h Host) file(network string) string { return filepath.Join(h.Dir, network+suffix) }
 func (h Host) mark() string               { return filepath.Join(h.Dir, markName) }
 
+// temporary is the file of a network before it gets its name.
+func (h Host) temporary(network string) string { return filepath.Join(h.Dir, "."+network) }
+
 // knows reports whether there is anything to be removed of a network.
 func (h Host) knows(network string) bool {
-	for _, path := range []string{h.file(network), h.mark()} {
+	for _, path := range []string{h.file(network), h.mark(), h.temporary(network)} {
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 			return true
 		}
@@ -148,11 +151,12 @@ func (h Host) read() (all map[string]*state, odd map[string]error, err error) {
 func (h Host) write(network string, s *state) error {
 	path := h.file(network)
 	if s == nil {
-		err := os.Remove(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+		for _, path := range []string{h.temporary(network), path} {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
-		return err
+		return nil
 	}
 	var err error
 	if s.Boot, err = bootID(); err != nil {
@@ -162,11 +166,10 @@ func (h Host) write(network string, s *state) error {
 	if err != nil {
 		return err
 	}
-	temporary := filepath.Join(h.Dir, "."+network)
-	if err := os.WriteFile(temporary, text, 0o600); err != nil {
+	if err := os.WriteFile(h.temporary(network), text, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(temporary, path)
+	return os.Rename(h.temporary(network), path)
 }
 
 func bootID() (string, error) {

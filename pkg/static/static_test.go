@@ -198,7 +198,15 @@ func TestKilled(t *testing.T) {
 			"routes made, rules not":  func() { mark(); run(t, "nft delete table inet "+Table) },
 			"applied, mark not gone":  mark,
 			"removed, not applied":    func() { mark(); must(t, os.Remove(h.file("a"))) },
-			"half of a file was left": func() { must(t, os.WriteFile(filepath.Join(h.Dir, ".a"), []byte(`{"v"`), 0o600)) },
+			"half of a file was left": func() { must(t, os.WriteFile(h.temporary("a"), []byte(`{"v"`), 0o600)) },
+			"half of the first file": func() {
+				mark()
+				must(t, os.Remove(h.file("a")))
+				must(t, os.WriteFile(h.temporary("a"), nil, 0o600))
+				run(t, "ip route flush proto 142")
+				run(t, "nft delete table inet "+Table)
+				must(t, os.Remove(h.mark()))
+			},
 			// Its folder may be on a disk, and the disk of a host that lost its power.
 			"an empty file": func() { mark(); must(t, os.WriteFile(h.file("a"), nil, 0o600)) },
 		}
@@ -218,7 +226,6 @@ func TestKilled(t *testing.T) {
 				if err := h.Leave(ctx, "a", a1); err != nil {
 					t.Errorf("%s, then %s and leave: %v", name, then, err)
 				}
-				os.Remove(filepath.Join(h.Dir, ".a"))
 				wantNothing(t, h)
 				if t.Failed() {
 					t.Fatalf("%s, then %s", name, then)
