@@ -15,7 +15,6 @@ import (
 	"github.com/underlay-cni/underlay/pkg/cli/live"
 	"github.com/underlay-cni/underlay/pkg/cli/term"
 	"github.com/underlay-cni/underlay/pkg/link"
-	"github.com/underlay-cni/underlay/pkg/netns"
 )
 
 func (a *app) attachment() *cobra.Command {
@@ -159,36 +158,26 @@ func (a *app) lookAt(ctx context.Context, r ipam.AttachmentRecord) (v attachment
 }
 
 // lookAtLink returns nil when there is no such link, or no namespace any more.
-func lookAtLink(r ipam.AttachmentRecord) (*linkView, error) {
-	ns, err := netns.Find(r.Netns.Path, r.Netns.Dev, r.Netns.Inode)
-	if errors.Is(err, netns.ErrGone) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
-	k, err := link.OpenAt(ns.Fd())
-	if err != nil {
-		return nil, err
-	}
-	defer k.Close()
-	l, err := k.ByName(r.Attachment.IfName)
-	if errors.Is(err, link.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	addrs, err := k.Addrs(l.Index)
-	if err != nil {
-		return nil, err
-	}
-	v := &linkView{Kind: l.Kind, Mode: l.Mode, Flag: l.Flag, Up: l.Up, MTU: l.MTU, MAC: l.MAC.String(), SourceMACs: macs(l), Addresses: []netip.Prefix{}}
-	for _, x := range addrs {
-		v.Addresses = append(v.Addresses, x.Prefix)
-	}
-	return v, nil
+func lookAtLink(r ipam.AttachmentRecord) (v *linkView, err error) {
+	err = live.In(r.Netns, func(k *link.Handle) error {
+		l, err := k.ByName(r.Attachment.IfName)
+		if errors.Is(err, link.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		addrs, err := k.Addrs(l.Index)
+		if err != nil {
+			return err
+		}
+		v = &linkView{Kind: l.Kind, Mode: l.Mode, Flag: l.Flag, Up: l.Up, MTU: l.MTU, MAC: l.MAC.String(), SourceMACs: macs(l), Addresses: []netip.Prefix{}}
+		for _, x := range addrs {
+			v.Addresses = append(v.Addresses, x.Prefix)
+		}
+		return nil
+	})
+	return v, err
 }
 
 // attachments returns the records of those that want says.

@@ -54,9 +54,9 @@ func (n *node) rebuild() string {
 	return n.ctl(0, "ledger", "rebuild", "--network", n.network)
 }
 
-// What a rebuilt ledger cannot know: who ran the plugin, and when.
+// What a rebuilt ledger cannot know: who ran the plugin, when, and its token.
 var beforeTheRebuild = cmp.Options{
-	cmpopts.IgnoreFields(ipam.AttachmentRecord{}, "Runtime", "Since"),
+	cmpopts.IgnoreFields(ipam.AttachmentRecord{}, "Runtime", "Since", "Version"),
 	cmpopts.IgnoreFields(ipam.Record{}, "Runtime", "Since"),
 	cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}),
 }

@@ -99,40 +99,13 @@ func parseLink(payload []byte) (l Link, index int, err error) {
 	return l, int(msg.Index), err
 }
 
-// parseAddr reads what RTM_NEWADDR says (linux/if_addr.h), and whether the
-// address is one that the host is reached by: of global scope, and nobody
-// else's.
+// parseAddr reads what RTM_NEWADDR says, and whether the address is one that the
+// host is reached by: of global scope, and nobody else's.
 func parseAddr(payload []byte) (addr Addr, index int, usable bool, err error) {
-	if len(payload) < unix.SizeofIfAddrmsg {
-		return addr, 0, false, nlsock.ErrCutOff
-	}
-	msg := nl.DeserializeIfAddrmsg(payload)
-	attrs, err := nlsock.Attributes(payload[unix.SizeofIfAddrmsg:])
-	// IFA_ADDRESS is the other end of a point-to-point link where there is an
-	// IFA_LOCAL, and IPv6 has only it where there is none.
-	var local, address netip.Addr
-	flags := uint32(msg.Flags)
-	for _, a := range attrs {
-		switch a.Kind {
-		case unix.IFA_LOCAL:
-			local, _ = netip.AddrFromSlice(a.Value)
-		case unix.IFA_ADDRESS:
-			address, _ = netip.AddrFromSlice(a.Value)
-		case unix.IFA_FLAGS:
-			flags = uint32(number(a.Value))
-		}
-	}
-	if !local.IsValid() {
-		local = address
-	}
-	addr.Prefix = netip.PrefixFrom(local, int(msg.Prefixlen))
-	passing := uint32(unix.IFA_F_DEPRECATED)
-	if local.Is6() {
-		passing |= unix.IFA_F_TEMPORARY // of IPv4 the same bit is "secondary"
-	}
-	addr.Passing = flags&passing != 0
-	usable = addr.IsValid() && msg.Scope == unix.RT_SCOPE_UNIVERSE && flags&unix.IFA_F_DADFAILED == 0 && !local.IsLoopback()
-	return addr, int(msg.Index), usable, err
+	a, err := nlsock.ParseAddress(payload)
+	addr = Addr{Prefix: a.Prefix, Passing: a.Passing()}
+	usable = addr.IsValid() && a.Scope == unix.RT_SCOPE_UNIVERSE && a.Flags&unix.IFA_F_DADFAILED == 0 && !addr.Addr().IsLoopback()
+	return addr, a.Index, usable, err
 }
 
 // defaults finds the interfaces of the default routes, one of each family, of

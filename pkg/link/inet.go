@@ -103,37 +103,10 @@ func (h *Handle) Addrs(index int) ([]Addr, error) {
 	return out, nil
 }
 
-// parseAddr reads what RTM_NEWADDR says (linux/if_addr.h): an address, and the
-// index of its link.
+// parseAddr reads what RTM_NEWADDR says: an address, and the index of its link.
 func parseAddr(payload []byte) (addr Addr, index int, err error) {
-	if len(payload) < unix.SizeofIfAddrmsg {
-		return addr, 0, nlsock.ErrCutOff
-	}
-	msg := nl.DeserializeIfAddrmsg(payload)
-	attrs, err := nlsock.Attributes(payload[unix.SizeofIfAddrmsg:])
-	// IFA_ADDRESS is the other end of a point-to-point link where there is an
-	// IFA_LOCAL, and IPv6 has only it where there is none.
-	var local, address netip.Addr
-	flags := uint32(msg.Flags)
-	for _, a := range attrs {
-		switch a.Kind {
-		case unix.IFA_LOCAL:
-			local, _ = netip.AddrFromSlice(a.Value)
-		case unix.IFA_ADDRESS:
-			address, _ = netip.AddrFromSlice(a.Value)
-		case unix.IFA_FLAGS:
-			flags = uint32(number(a.Value))
-		}
-	}
-	if !local.IsValid() {
-		local = address
-	}
-	passing := uint32(unix.IFA_F_DEPRECATED)
-	if local.Is6() {
-		passing |= unix.IFA_F_TEMPORARY // of IPv4 the same bit is "secondary"
-	}
-	addr = Addr{Prefix: netip.PrefixFrom(local, int(msg.Prefixlen)), DADFailed: flags&unix.IFA_F_DADFAILED != 0, Passing: flags&passing != 0}
-	return addr, int(msg.Index), err
+	a, err := nlsock.ParseAddress(payload)
+	return Addr{Prefix: a.Prefix, DADFailed: a.Flags&unix.IFA_F_DADFAILED != 0, Passing: a.Passing()}, a.Index, err
 }
 
 // SetNeighbour makes the neighbour entry of addr on a link permanent.

@@ -29,6 +29,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
+	"github.com/underlay-cni/underlay/pkg/agent/bell"
 	"github.com/underlay-cni/underlay/pkg/agent/event"
 	"github.com/underlay-cni/underlay/pkg/agent/leases"
 	"github.com/underlay-cni/underlay/pkg/fault"
@@ -66,7 +67,7 @@ type Cluster struct {
 	dirty          chan struct{}                     // a round is due
 	peers, members chan struct{}                     // how nodes reach each other may have changed, for two tasks
 	highest        atomic.Int64                      // revision that was heard of
-	news           news
+	news           bell.Bell
 	waits          waits
 	// apart says since when there is no view, and why; nil while there is one.
 	apart atomic.Pointer[apart]
@@ -226,7 +227,7 @@ func (c *Cluster) lose(err error) {
 	c.metrics.connected.Set(0)
 	c.turnLocked(away, err)
 	c.tellLocked("not in the cluster", err)
-	c.news.tell()
+	c.news.Ring()
 }
 
 // live joins the cluster and follows the registry until something ends that.
@@ -362,7 +363,7 @@ func (c *Cluster) seen(v *registry.View, news registry.News) error {
 	}
 	if news.For(c.node.Node) {
 		c.Stir()
-		c.news.tell()
+		c.news.Ring()
 	} else if c.spares(news.Wants) {
 		c.Stir()
 	}

@@ -75,7 +75,7 @@ func (w *wait) run(ctx context.Context) (a ipam.Allocation, err error) {
 	w.c.waits.begin(w.req.Cluster)
 	defer func() { w.c.waits.end(w.req.Cluster, err != nil) }()
 	for next := look; ; next = min(2*next, seldomLook) {
-		news := w.c.news.next()
+		news := w.c.news.Next()
 		a, done, why := w.step(ctx)
 		if done {
 			return a, why

@@ -32,28 +32,3 @@ func (l lock) wait(ctx context.Context) bool {
 		return false
 	}
 }
-
-// news wakes all who wait for something new.
-type news struct {
-	mu sync.Mutex
-	ch chan struct{}
-}
-
-// next is closed with the next tell.
-func (n *news) next() <-chan struct{} {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ch == nil {
-		n.ch = make(chan struct{})
-	}
-	return n.ch
-}
-
-func (n *news) tell() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ch != nil {
-		close(n.ch)
-		n.ch = nil
-	}
-}

@@ -83,7 +83,7 @@ func (c *Cluster) round(ctx context.Context, started func()) (wait time.Duration
 	if wait == 0 || wait > every {
 		wait = every
 	}
-	c.news.tell()
+	c.news.Ring()
 	return wait, nil
 }
 

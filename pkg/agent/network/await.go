@@ -31,7 +31,7 @@ func (t *Task) Await(ctx context.Context, u ipam.Uses) error {
 		}
 	}
 	for {
-		news := t.news.next()
+		news := t.news.Next()
 		why := t.lacks(u)
 		if why == nil {
 			return nil

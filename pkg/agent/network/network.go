@@ -29,6 +29,7 @@ import (
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/pkg/agent/bell"
 	"github.com/underlay-cni/underlay/pkg/agent/network/overlay"
 	"github.com/underlay-cni/underlay/pkg/agent/network/plan"
 	"github.com/underlay-cni/underlay/pkg/hostnet"
@@ -145,7 +146,7 @@ type Task struct {
 	ready   chan struct{}
 	// heard of the host's network, and of the ledger.
 	host, stirred chan struct{}
-	news          news
+	news          bell.Bell
 	rules         rules
 	probes        probes
 	overlays      Overlays
@@ -316,31 +317,6 @@ type round struct {
 	// untold what keeps the subnet file from being right.
 	away, err, untold error
 	deaf              []string // why the host does not forward
-}
-
-// news wakes all who wait for a round.
-type news struct {
-	mu sync.Mutex
-	ch chan struct{}
-}
-
-// next is closed with the next tell.
-func (n *news) next() <-chan struct{} {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ch == nil {
-		n.ch = make(chan struct{})
-	}
-	return n.ch
-}
-
-func (n *news) tell() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ch != nil {
-		close(n.ch)
-		n.ch = nil
-	}
 }
 
 func ring(bell chan struct{}) {

@@ -107,7 +107,7 @@ func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) 
 	}
 	defer func() {
 		t.finish(now)
-		t.news.tell()
+		t.news.Ring()
 	}()
 	anew := now.plan == nil
 	if d.host {

@@ -134,7 +134,7 @@ func (t *Task) look(ctx context.Context) {
 		_ = t.firewall(ctx, func() { ring(changed) })
 	})
 	for ctx.Err() == nil {
-		news := t.news.next()
+		news := t.news.Next()
 		var again <-chan time.Time
 		if now := t.last(); now.plan != nil && len(now.plan.Forward) > 0 {
 			t.lookOnce(ctx, told)

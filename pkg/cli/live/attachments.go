@@ -2,7 +2,6 @@ package live
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -46,7 +45,11 @@ func (n *Namespaces) Attachments(networks []string) ([]ledger.Found, error) {
 		if at.Dev == h.self.Dev && at.Inode == h.self.Inode {
 			continue
 		}
-		there, err := h.lookInto(at)
+		var there []ledger.Found
+		err := In(at, func(k *link.Handle) (err error) {
+			there, err = h.lookInto(k, at)
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -143,29 +146,16 @@ func (h *host) uses(l link.Link, addrs []netip.Prefix) (u ipam.Uses) {
 	return u
 }
 
-// lookInto finds what is attached in one namespace; nothing, if it has gone.
-func (h *host) lookInto(at ipam.Netns) (found []ledger.Found, err error) {
-	ns, err := netns.Find(at.Path, at.Dev, at.Inode)
-	if errors.Is(err, netns.ErrGone) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
-	k, err := link.OpenAt(ns.Fd())
-	if err != nil {
-		return nil, err
-	}
-	defer k.Close()
+// lookInto finds what is attached in one namespace.
+func (h *host) lookInto(k *link.Handle, at ipam.Netns) (found []ledger.Found, err error) {
 	links, err := k.List()
 	if err != nil {
-		return nil, fmt.Errorf("netns %q: %w", at.Path, err)
+		return nil, err
 	}
 	for _, l := range links {
 		addrs, err := addresses(k, l)
 		if err != nil {
-			return nil, fmt.Errorf("netns %q: %w", at.Path, err)
+			return nil, err
 		}
 		network, containerID, ours := ParseAlias(l.Alias)
 		if !ours {
@@ -183,14 +173,14 @@ func (h *host) lookInto(at ipam.Netns) (found []ledger.Found, err error) {
 		}
 		onHost, err := k.ParentIn(l, h.ns.Fd())
 		if err != nil {
-			return nil, fmt.Errorf("netns %q: %w", at.Path, err)
+			return nil, err
 		}
 		if onHost {
 			f.Uses = h.uses(l, addrs)
 		}
 		routes, err := k.Routes(l.Index)
 		if err != nil {
-			return nil, fmt.Errorf("netns %q: %w", at.Path, err)
+			return nil, err
 		}
 		for _, a := range addrs {
 			f.Addresses = append(f.Addresses, ipam.Address{Prefix: a, Gateway: gateway(routes, a)})

@@ -28,33 +28,43 @@ func (n *Namespaces) Carriers() (map[netip.Addr][]Carrier, error) {
 		if at.Dev == self.Dev && at.Inode == self.Inode {
 			continue
 		}
-		there, err := carriersIn(at)
+		err := In(at, func(k *link.Handle) error {
+			there, err := carriersIn(k, at)
+			for _, c := range there {
+				a := c.Address.Prefix.Addr()
+				out[a] = append(out[a], c)
+			}
+			return err
+		})
 		if err != nil {
-			return nil, fmt.Errorf("netns %q: %w", at.Path, err)
-		}
-		for _, c := range there {
-			a := c.Address.Prefix.Addr()
-			out[a] = append(out[a], c)
+			return nil, err
 		}
 	}
 	return out, nil
 }
 
-// carriersIn is nothing for a namespace that has gone.
-func carriersIn(at ipam.Netns) (out []Carrier, err error) {
+// In calls f with a handle on the links of a namespace; not for one that has gone.
+func In(at ipam.Netns, f func(*link.Handle) error) error {
 	ns, err := netns.Find(at.Path, at.Dev, at.Inode)
 	if errors.Is(err, netns.ErrGone) {
-		return nil, nil
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer ns.Close()
 	k, err := link.OpenAt(ns.Fd())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer k.Close()
+	if err := f(k); err != nil {
+		return fmt.Errorf("netns %q: %w", at.Path, err)
+	}
+	return nil
+}
+
+func carriersIn(k *link.Handle, at ipam.Netns) (out []Carrier, err error) {
 	links, err := k.List()
 	if err != nil {
 		return nil, err
