@@ -86,6 +86,9 @@ func (r *Reconciler[K, T]) diffLocked(have []T, rests func(*entry[T]) bool) (cha
 			e.seen = true
 			continue
 		}
+		if e == nil && r.amends {
+			continue
+		}
 		if s := r.stuck[o]; s != nil {
 			stuck[o] = s
 		}

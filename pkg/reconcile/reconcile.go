@@ -140,6 +140,7 @@ type Reconciler[K comparable, T Object[K, T]] struct {
 
 	mu     sync.Mutex
 	given  bool // what is wanted
+	amends bool // that may not be all
 	wants  []*entry[T]
 	byKey  map[K]*entry[T]      // of those that can be
 	stuck  map[T]*entry[T]      // what should be gone, and cannot be deleted
@@ -175,8 +176,19 @@ func New[K comparable, T Object[K, T]](kernel Kernel[T], opts Options[T]) *Recon
 // from now on, if Run runs. The error joins why one or the other object is not
 // there, also of those that are not due to be tried again.
 func (r *Reconciler[K, T]) Apply(ctx context.Context, want []Want[T]) error {
+	return r.apply(ctx, want, false)
+}
+
+// Amend is Apply of what may not be all that is wanted: what is there and has
+// none of its keys stays.
+func (r *Reconciler[K, T]) Amend(ctx context.Context, want []Want[T]) error {
+	return r.apply(ctx, want, true)
+}
+
+func (r *Reconciler[K, T]) apply(ctx context.Context, want []Want[T], amends bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.amends = amends
 	r.takeLocked(want)
 	r.passLocked(ctx, false)
 	select {

@@ -70,6 +70,10 @@ func (t *Task) lacks(u ipam.Uses) error {
 		return notYet(u.Network, errors.Join(errors.New("its routes have not been set yet"), now.err))
 	case u.Masquerade && !now.masquerade[u.Network]:
 		return notYet(u.Network, errors.New("its masquerading has not been set yet"))
+	case u.Masquerade && t.inherits(now):
+		if before.lacks(u.Network, true) {
+			return notYet(u.Network, errors.New("its masquerading waits for a record that cannot be read; see: underlayctl network status"))
+		}
 	case u.Masquerade:
 		if err := t.rules.why(); err != nil {
 			return notYet(u.Network, fmt.Errorf("it is to be masqueraded: %w", err))

@@ -31,6 +31,22 @@ func (e earlier) lacks(network string, masquerade bool) bool {
 	return !known || masquerade && !masqueraded
 }
 
+// inherits reports whether there are rules of an earlier agent for what this one
+// cannot read. They are one table, and stay as they are.
+func (t *Task) inherits(now round) bool {
+	if !now.snapshot.Partial {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for name := range t.earlier {
+		if n, known := now.snapshot.Network(name); !known || n.Why != "" {
+			return true
+		}
+	}
+	return false
+}
+
 // remember writes the file where a round came to something else than is there.
 func (t *Task) remember(now round) error {
 	if t.conf.RunDir == "" || now.synced == nil {

@@ -2,11 +2,21 @@ package network
 
 import (
 	"errors"
+	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/registry"
+	"github.com/underlay-cni/underlay/ipam/registry/record"
+	"github.com/underlay-cni/underlay/pkg/agent/network/plan"
+	"github.com/underlay-cni/underlay/pkg/agent/runfile"
+	"github.com/underlay-cni/underlay/pkg/neigh"
+	"github.com/underlay-cni/underlay/pkg/route"
+	"github.com/underlay-cni/underlay/pkg/vxlan"
 )
 
 // TestEarlier: what an agent of this boot has set is there for the next one,
@@ -51,5 +61,37 @@ func TestEarlier(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestPartial: what an earlier agent has set stays while a record cannot be read
+// that this one has never known, and what else is wanted comes.
+func TestPartial(t *testing.T) {
+	t.Parallel()
+	odd := registry.Item{Key: record.NetworkFolder + "far", Value: []byte("{"), Rev: 6}
+	dir := t.TempDir()
+	must(t, runfile.Write(filepath.Join(dir, syncedFile), earlier{"far": true}))
+	d := newDesk(t, func(c *Config) { c.RunDir = dir }, append(peer(5), odd)...)
+	old := route.Route{Dst: netip.MustParsePrefix("10.9.9.0/26"), Via: netip.MustParseAddr("192.0.0.77"), Dev: "eth1"}
+	must(t, d.routes.Put(old, true))
+	must(t, d.overlays.Apply(t.Context(), []plan.Overlay{{Device: vxlan.Device{Network: "far", VNI: 7}, Entries: make([]neigh.Want, 1)}}))
+	d.run(t)
+	<-d.Ready()
+	const fresh = "10.0.1.64/26 via 192.1.0.5 dev eth1\n"
+	await(t, "routes", fresh+old.String()+"\n", d.routes.String)
+	devices := func() string { return fmt.Sprint(len(d.overlays.Status(7))) }
+	if devices() != "1" || d.rules.String() != "" {
+		t.Errorf("devices %s, rules\n%s", devices(), d.rules)
+	}
+	masqueraded := ipam.Uses{Network: "pods", Masquerade: true}
+	if err := d.Await(t.Context(), masqueraded); err == nil || !strings.Contains(err.Error(), "waits for a record that cannot be read") || d.rules.String() != "" {
+		t.Errorf("masqueraded: %v, rules\n%s", err, d.rules)
+	}
+	d.cluster.set(nil, registry.Item{Key: odd.Key, Rev: 10})
+	await(t, "when there is no such network", fresh, d.routes.String)
+	await(t, "devices", "0", devices)
+	must(t, d.Await(t.Context(), masqueraded))
+	if !strings.Contains(d.rules.String(), "masquerade4 { 10.0.0.0/8 }") {
+		t.Errorf("rules\n%s", d.rules)
 	}
 }

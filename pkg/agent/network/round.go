@@ -148,24 +148,33 @@ func (t *Task) round(ctx context.Context, d due) (left due, next time.Duration) 
 	// A device may have changed whatever else has not.
 	overlaid := t.overlays.Apply(ctx, now.plan.Overlays)
 	if anew {
-		_ = t.routes.Apply(ctx, now.plan.Wants) // what became of each is in the status
-		overlaid = errors.Join(overlaid, t.overlays.Sweep(now.plan.Overlays))
+		// What became of each is in the status.
+		if now.snapshot.Partial {
+			_ = t.routes.Amend(ctx, now.plan.Wants)
+		} else {
+			_ = t.routes.Apply(ctx, now.plan.Wants)
+			overlaid = errors.Join(overlaid, t.overlays.Sweep(now.plan.Overlays))
+		}
 	}
 	fail(overlaid, &left.host)
 	routed := t.routes.Err()
 	fail(routed, &left.ledger) // no more is needed for another look
-	if now.masquerade != nil {
+	if now.masquerade != nil && !t.inherits(now) {
 		// What is wrong with the rules is told apart, and tried again there.
 		_ = t.rules.apply(ctx, t.ruleset(now))
 	}
 	now.deaf = t.forward(now)
-	fail(t.trim(ctx, now), &left.host)
+	if !now.snapshot.Partial {
+		fail(t.trim(ctx, now), &left.host)
+	}
 	if routed == nil && now.masquerade != nil {
 		now.synced = make(map[string]bool)
 		for _, n := range now.snapshot.Networks {
 			now.synced[n.Name] = t.lacking(n) == ""
 		}
-		fail(t.remember(now), &left.ledger)
+		if !t.inherits(now) {
+			fail(t.remember(now), &left.ledger)
+		}
 	}
 	if now.untold = t.tell(now); now.untold != nil {
 		next = min(next, untoldAgain)
@@ -235,7 +244,11 @@ func (t *Task) complain(now round) (out []string) {
 		}
 	}
 	if odd := now.snapshot.Odd; len(odd) > 0 {
-		say("%d records about networks are skipped; see: underlayctl network status; the first one: %s", len(odd), odd[0])
+		kept := ""
+		if now.snapshot.Partial {
+			kept = "; nothing is known of it from before, so what is in the kernel stays until it can be read"
+		}
+		say("%d records about networks are skipped; see: underlayctl network status; the first one: %s%s", len(odd), odd[0], kept)
 	}
 	return out
 }

@@ -36,6 +36,7 @@ type Keeper struct {
 type kept struct {
 	network string
 	entries []neigh.Want
+	partial bool
 	given   bool  // entries have been
 	err     error // of the device
 	rec     *neigh.Reconciler
@@ -103,9 +104,14 @@ func (k *Keeper) applyLocked(ctx context.Context, one *kept, o plan.Overlay) err
 			return err
 		}
 	}
-	if made || !one.given || !slices.Equal(one.entries, o.Entries) {
-		one.entries, one.given = o.Entries, true
-		_ = one.rec.Apply(ctx, o.Entries) // what became of each is in the status
+	if made || !one.given || one.partial != o.Partial || !slices.Equal(one.entries, o.Entries) {
+		one.entries, one.partial, one.given = o.Entries, o.Partial, true
+		// What became of each is in the status.
+		if o.Partial {
+			_ = one.rec.Amend(ctx, o.Entries)
+		} else {
+			_ = one.rec.Apply(ctx, o.Entries)
+		}
 	}
 	return one.rec.Err()
 }

@@ -19,6 +19,8 @@ type Overlay struct {
 	// Entries are the neighbours and FDB entries of all peers, those that are
 	// routed to directly among them: they can be changed over to at any moment.
 	Entries []neigh.Want
+	// Partial: see Snapshot.
+	Partial bool
 }
 
 // overlay adds a network whose peers are reached through VXLAN, at least those
@@ -30,7 +32,7 @@ func (m *maker) overlay(n Network) {
 		return
 	}
 	local := m.told[0]
-	o := Overlay{Device: vxlan.Device{
+	o := Overlay{Partial: m.s.Partial, Device: vxlan.Device{
 		Network: n.Name, VNI: n.VNI, Port: n.Port, Parent: local.Dev, Local: local.Addr, MAC: vxlan.MAC(string(m.s.Me), n.Name),
 	}}
 	for _, b := range n.Blocks {

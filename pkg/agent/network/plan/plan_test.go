@@ -240,8 +240,14 @@ func TestUnread(t *testing.T) {
 		record.NetworkFolder + "pods", record.PoolFolder + "pods", record.NodeFolder + string(two), record.BlockKey(pods, netip.MustParsePrefix("10.5.0.64/26")),
 	} {
 		s := Take(view(append(items, odd(key))...), me, nil, first)
-		if got := routes(s); got != all || len(s.Odd) != 1 {
-			t.Errorf("%s: %d skipped, routes\n%s", key, len(s.Odd), got)
+		if got := routes(s); got != all || len(s.Odd) != 1 || s.Partial {
+			t.Errorf("%s: %d skipped, partial %v, routes\n%s", key, len(s.Odd), s.Partial, got)
+		}
+		// It cannot be read from the start, and is found to be so again.
+		blind := Take(view(append(items, odd(key))...), me, nil, nil)
+		again := Take(view(append(items, odd(key))...), me, nil, blind)
+		if !blind.Partial || !again.Partial || Take(view(items...), me, nil, again).Partial {
+			t.Errorf("%s: partial at first %v, again %v, or also after it", key, blind.Partial, again.Partial)
 		}
 		// Another time, and for another node of the same ledger's making.
 		if got := routes(Take(view(append(items, odd(key))...), me, nil, s)); got != all {
@@ -250,6 +256,9 @@ func TestUnread(t *testing.T) {
 		if got := routes(Take(view(append(items, odd(key))...), "other", nil, s)); strings.Count(got, "\n") > 1 {
 			t.Errorf("%s, as another node: routes\n%s", key, got)
 		}
+	}
+	if s := Take(view(append(items, odd(record.BlockKey(pods, netip.MustParsePrefix("10.5.0.64/27"))))...), me, nil, nil); s.Partial {
+		t.Error("what can be no block of the pool is missed")
 	}
 	gone := item(record.GoneFolder+string(two), record.EncodeGone(record.Gone{Node: two}))
 	s := Take(view(append(items, odd(record.NodeFolder+string(two)), odd(record.BlockKey(pods, netip.MustParsePrefix("10.5.0.64/26"))), gone)...), me, nil, first)

@@ -36,6 +36,9 @@ type Snapshot struct {
 	Nodes map[lease.Node]Node
 	// Odd are the records about networks that cannot be read.
 	Odd []Odd
+	// Partial: of one of them nothing is known from before, either, as when an
+	// agent of an older version starts. What it says may be in the kernel.
+	Partial bool
 }
 
 // Network is one way for nodes to reach each other's blocks of a pool.
@@ -52,7 +55,8 @@ type Network struct {
 	// Why there is nothing to route in it; "" where there is.
 	Why string
 
-	uuid string // of the pool
+	uuid   string         // of the pool
+	unread []netip.Prefix // blocks of which nothing is known
 }
 
 // Block is a part of a pool, and the node that has it.
@@ -162,6 +166,7 @@ func (t *taker) unread(follow []string) {
 		known := t.before.Nodes[n]
 		known.Why = t.v.Unread[record.NodeFolder+string(n)].Error()
 		t.s.Nodes[n] = known
+		t.s.Partial = t.s.Partial || len(known.Addresses) == 0
 		t.s.Odd = append(t.s.Odd, Odd{Node: n, Why: known.Why})
 	}
 	for key, why := range t.v.Unread {
@@ -180,6 +185,8 @@ func (t *taker) unread(follow []string) {
 		t.s.Odd = append(t.s.Odd, Odd{Network: name, Why: why.Error()})
 		if known, ok := t.before.Network(name); ok {
 			t.network(Network{Name: name, Backend: known.Backend, Pool: known.Pool, VNI: known.VNI, Port: known.Port, DirectRouting: known.DirectRouting})
+		} else {
+			t.s.Partial = true
 		}
 	}
 }
@@ -205,6 +212,7 @@ func (t *taker) network(n Network) {
 		n.uuid, n.Prefixes = before.uuid, before.Prefixes
 		t.s.Odd = append(t.s.Odd, Odd{Network: n.Name, Why: fmt.Sprintf("pool %q: %v", n.Pool, why)})
 	case odd:
+		t.s.Partial = true
 		n.Why = fmt.Sprintf("pool %q cannot be read: %v", n.Pool, why)
 	default:
 		n.Why = fmt.Sprintf("the registry has no pool %q", n.Pool)
@@ -258,6 +266,10 @@ func (t *taker) take(n *Network, before Network) {
 		owner := then[cidr]
 		if _, gone := t.v.Gone[owner]; owner != "" && !gone {
 			n.Blocks = append(n.Blocks, Block{cidr, owner})
+		}
+		// One of another size than the pool's was never a block.
+		if is := t.v.Pools[n.Pool].Value.Bits(cidr.Addr()) == cidr.Bits(); is && (before.uuid != n.uuid || slices.Contains(before.unread, cidr)) {
+			n.unread, t.s.Partial = append(n.unread, cidr), true
 		}
 		t.s.Odd = append(t.s.Odd, Odd{Network: n.Name, Node: owner, Block: cidr, Why: t.v.Unread[record.BlockKey(n.uuid, cidr)].Error()})
 	}
