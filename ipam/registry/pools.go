@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -355,7 +356,7 @@ func (r Registry) putNetwork(ctx context.Context, n record.Network, create bool)
 				return nil, &InUseError{What: fmt.Sprintf("VNI %d on port %d", n.VNI, n.Port), Others: []string{fmt.Sprintf("network %q has it", o.Value.Name)}}
 			}
 		}
-		if err := r.noSegment(ctx, v, n); err != nil {
+		if err := cmp.Or(r.noSegment(ctx, v, n), r.noName(ctx, n)); err != nil {
 			return nil, err
 		}
 		return record.EncodeNetwork(n), nil
@@ -367,8 +368,9 @@ func (r Registry) DeleteNetwork(ctx context.Context, name string) error {
 	return r.remove(ctx, record.NetworkFolder+name)
 }
 
-// PutTenant sets the quota of a tenant. One below what is leased takes nothing
-// away; it stops what is to come.
+// PutTenant sets the quota of a tenant, and its range of VNIs. A quota below what
+// is leased takes nothing away; it stops what is to come. So does a range that
+// leaves VNIs out which segments have.
 func (r Registry) PutTenant(ctx context.Context, t record.Tenant) error {
 	t, err := record.DecodeTenant(record.EncodeTenant(t))
 	if err != nil {
@@ -377,7 +379,7 @@ func (r Registry) PutTenant(ctx context.Context, t record.Tenant) error {
 	return r.edit(ctx, record.TenantFolder+t.Name, func(Item) ([]byte, error) { return record.EncodeTenant(t), nil })
 }
 
-// DeleteTenant removes a tenant's limit.
+// DeleteTenant removes a tenant's limit and range.
 func (r Registry) DeleteTenant(ctx context.Context, name string) error {
 	return r.remove(ctx, record.TenantFolder+name)
 }

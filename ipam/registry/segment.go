@@ -143,12 +143,7 @@ func (r Registry) PutSegment(ctx context.Context, s record.Segment) error {
 	}
 	err := r.edit(ctx, record.SegmentKey(s.VNI, s.Node), func(i Item) ([]byte, error) {
 		if i.Rev == 0 {
-			return value, r.edit(ctx, record.MemberKey(s.Node, s.VNI), func(i Item) ([]byte, error) {
-				if i.Rev != 0 {
-					return nil, nil
-				}
-				return []byte("{}"), nil
-			})
+			return value, r.sign(ctx, s.Node, s.VNI)
 		}
 		if bytes.Equal(i.Value, value) {
 			return nil, nil
@@ -159,6 +154,16 @@ func (r Registry) PutSegment(ctx context.Context, s record.Segment) error {
 		return fmt.Errorf("publish this node's part in the segment of VNI %d: %w", s.VNI, err)
 	}
 	return nil
+}
+
+// sign says that a node may have a part in a segment.
+func (r Registry) sign(ctx context.Context, n lease.Node, vni int) error {
+	return r.edit(ctx, record.MemberKey(n, vni), func(i Item) ([]byte, error) {
+		if i.Rev != 0 {
+			return nil, nil
+		}
+		return []byte("{}"), nil
+	})
 }
 
 // DeleteSegment withdraws a node's part in a segment: its own, or that of one that
@@ -234,6 +239,50 @@ func (r Registry) noSegment(ctx context.Context, v *View, n record.Network) erro
 	}
 	slices.Sort(others)
 	return &InUseError{What: fmt.Sprintf("VNI %d, as a segment,", n.VNI), Others: others}
+}
+
+// members tells by VNI which nodes, but those that were removed, may have a part in
+// its segment.
+func (r Registry) members(ctx context.Context, v *View) (map[int][]lease.Node, error) {
+	l, err := r.Store.List(ctx, record.MemberFolder)
+	if err != nil {
+		return nil, fmt.Errorf("list who is in segments: %w", err)
+	}
+	out := make(map[int][]lease.Node)
+	for _, i := range l.Items {
+		if n, vni, ok := record.ParseMemberKey(i.Key); ok {
+			if _, gone := v.Gone[n]; !gone {
+				out[vni] = append(out[vni], n)
+			}
+		}
+	}
+	return out, nil
+}
+
+// noName says why the VNI of a network is taken: a segment has it by its name.
+func (r Registry) noName(ctx context.Context, n record.Network) error {
+	if n.VNI == 0 {
+		return nil
+	}
+	item, err := r.Store.Get(ctx, record.NumberKey(n.VNI))
+	if err != nil || item.Rev == 0 {
+		return err
+	}
+	have, err := record.DecodeNumber(item.Value)
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrUnread, item.Key, err)
+	}
+	if have.State == "" {
+		// Nobody has been told of it yet, and of one that was left nobody will be.
+		if err := r.giveBack(ctx, have); err != nil {
+			return err
+		}
+		if item, err = r.Store.Get(ctx, item.Key); err != nil || item.Rev == 0 {
+			return err
+		}
+	}
+	return &InUseError{What: fmt.Sprintf("VNI %d", n.VNI), Others: []string{
+		fmt.Sprintf("segment %q of tenant %q has it by its name (underlayctl segment forget %s --tenant %s frees it)", have.Name, have.Tenant, have.Name, have.Tenant)}}
 }
 
 // label is a node for people.

@@ -58,6 +58,8 @@ func FuzzObjects(f *testing.F) {
 	for _, seed := range []string{
 		`{"version":1,"name":"pods","tenant":"","pool":"pods","backend":"vxlan","vni":1,"port":8472,"directRouting":true}`,
 		`{"version":1,"name":"red","quota":100}`,
+		`{"version":1,"name":"red","quota":0,"vnis":{"first":5000,"last":5999}}`,
+		`{"version":1,"vni":5001,"tenant":"red","name":"lan","token":"` + uuid + `","state":"settled"}`,
 		`{"version":1,"node":"` + n1 + `","name":"n1","addresses":["192.0.2.1","2001:db8::1"],"asserted":1}`,
 		`{"version":1,"node":"` + n1 + `","name":"n1","rest":60000000000,"at":"2026-01-02T03:04:05Z"}`,
 		`{"version":1,"node":"` + n1 + `","machine":"m","boot":"b","device":1,"inode":2}`,
@@ -75,6 +77,7 @@ func FuzzObjects(f *testing.F) {
 		again(t, value, record.DecodeLive, record.EncodeLive)
 		again(t, value, record.DecodeWant, record.EncodeWant)
 		again(t, value, record.DecodeSegment, record.EncodeSegment)
+		again(t, value, record.DecodeNumber, record.EncodeNumber)
 		again(t, value, record.DecodeCluster, record.EncodeCluster)
 	})
 }

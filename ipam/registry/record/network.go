@@ -1,6 +1,11 @@
 package record
 
-import "fmt"
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/underlay-cni/underlay/ipam"
+)
 
 // Backends of a network: how its nodes reach each other's blocks.
 const (
@@ -75,14 +80,28 @@ func (n Network) check() error {
 	return nil
 }
 
-// Tenant limits what the pools of a tenant may take. A tenant without this
-// record has no limit.
+// Tenant limits what the pools of a tenant may take, and has the VNIs of its
+// segments. A tenant without this record has no limit, and no VNIs.
 type Tenant struct {
 	Version int    `json:"version"`
 	Name    string `json:"name"`
 	// Quota of addresses that nodes lease of all its pools; 0 is no limit.
 	Quota int64 `json:"quota"`
+	// VNIs that its segments get whose configuration names none; the zero value is
+	// none.
+	VNIs VNIs `json:"vnis,omitzero"`
 }
+
+// VNIs are those from First to Last, both included.
+type VNIs struct {
+	First int `json:"first"`
+	Last  int `json:"last"`
+}
+
+// Has reports whether a VNI is one of them.
+func (r VNIs) Has(vni int) bool { return vni != 0 && r.First <= vni && vni <= r.Last }
+
+func (r VNIs) String() string { return fmt.Sprintf("%d-%d", r.First, r.Last) }
 
 // EncodeTenant returns the form of a tenant.
 func EncodeTenant(t Tenant) []byte {
@@ -102,7 +121,27 @@ func DecodeTenant(value []byte) (Tenant, error) {
 	if t.Quota < 0 {
 		return Tenant{}, fmt.Errorf("tenant.quota: %d is negative", t.Quota)
 	}
-	return t, nil
+	return t, t.VNIs.check(value)
+}
+
+// check also looks for keys in the range that are not ours.
+func (r VNIs) check(value []byte) error {
+	var w struct {
+		VNIs json.RawMessage `json:"vnis"`
+	}
+	if err := json.Unmarshal(value, &w); err != nil || w.VNIs == nil {
+		return err
+	}
+	if err := ipam.DecodeObject(w.VNIs, "tenant.vnis", new(VNIs)); err != nil {
+		return err
+	}
+	switch {
+	case r.First < 1 || r.First > MaxVNI:
+		return fmt.Errorf("tenant.vnis.first: %d is not between 1 and %d", r.First, MaxVNI)
+	case r.Last < r.First || r.Last > MaxVNI:
+		return fmt.Errorf("tenant.vnis.last: %d is not between the first, %d, and %d", r.Last, r.First, MaxVNI)
+	}
+	return nil
 }
 
 // checkTenant: the empty name is the tenant of who has none.

@@ -98,6 +98,7 @@ func TestRefuses(t *testing.T) {
 	network := func(v []byte) error { _, err := record.DecodeNetwork(v); return err }
 	node := func(v []byte) error { _, err := record.DecodeNode(v); return err }
 	cluster := func(v []byte) error { _, err := record.DecodeCluster(v); return err }
+	tenant := func(v []byte) error { _, err := record.DecodeTenant(v); return err }
 	const ranges = `"ranges":[[{"subnet":"10.5.0.0/16"}]]`
 	tests := []struct {
 		name   string
@@ -154,6 +155,10 @@ func TestRefuses(t *testing.T) {
 		{"node by name", node, `{"version":1,"node":"n1","name":"n1"}`, "node.node"},
 		{"address with a zone", node, `{"version":1,"node":"` + n1 + `","addresses":["fe80::1%eth0"]}`, "node.addresses[0]"},
 		{"cluster without epoch", cluster, `{"version":1,"id":"` + uuid + `"}`, "cluster.epoch"},
+		{"VNIs with another key", tenant, `{"version":1,"name":"red","quota":0,"vnis":{"frist":5,"last":9}}`, "tenant.vnis.frist: unknown key"},
+		{"VNIs from 0 on", tenant, `{"version":1,"name":"red","quota":0,"vnis":{"first":0,"last":9}}`, "tenant.vnis.first: 0 is not between 1 and"},
+		{"VNIs beyond the last", tenant, `{"version":1,"name":"red","quota":0,"vnis":{"first":9,"last":16777216}}`, "tenant.vnis.last: 16777216 is not between the first, 9, and"},
+		{"VNIs the wrong way round", tenant, `{"version":1,"name":"red","quota":0,"vnis":{"first":9,"last":8}}`, "tenant.vnis.last: 8 is not"},
 		{"unknown key in an epoch", cluster, `{"version":1,"id":"` + uuid + `","epoch":{"number":1,"id":"` + uuid + `","by":""}}`, "cluster.epoch.by"},
 	}
 	for _, tt := range tests {

@@ -23,6 +23,13 @@ const SegmentFolder = "/underlay/segment/v1/"
 // all others have.
 const MemberFolder = "/underlay/member/v1/"
 
+// NumberFolder has the VNIs that names of segments have been given, and NameFolder
+// the names, by tenant. Nobody follows them: a plugin that has no VNI asks.
+const (
+	NumberFolder = "/underlay/vni/v1/number/"
+	NameFolder   = "/underlay/vni/v1/name/"
+)
+
 // MaxVNI is the highest VNI.
 const MaxVNI = 1<<24 - 1
 
@@ -151,4 +158,65 @@ func (s Segment) check() error {
 // station reports whether an address can be that of one host.
 func station(a netip.Addr) bool {
 	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && a.Zone() == "" && !a.Is4In6()
+}
+
+// States of a Number. Of one that is neither nobody has been told.
+const (
+	// Settled: it is the name's until an operator forgets that.
+	Settled = "settled"
+	// Forgetting: an operator looks whether somebody uses it.
+	Forgetting = "forgetting"
+)
+
+// Number says, at the key of a VNI, which segment has got it, and Name, at that of
+// a segment's name, which VNI that has got. They belong together if they have the
+// same Token, which is another one each time that a number is taken.
+type Number struct {
+	Version int    `json:"version"`
+	VNI     int    `json:"vni"`
+	Tenant  string `json:"tenant"`
+	Name    string `json:"name"`
+	Token   string `json:"token"`
+	// State is of the Number alone.
+	State string `json:"state,omitempty"`
+}
+
+// NumberKey is the key of a VNI.
+func NumberKey(vni int) string { return fmt.Sprint(NumberFolder, vni) }
+
+// NameKey is the key of a segment's name.
+func NameKey(tenant, name string) string { return NameFolder + tenant + "/" + name }
+
+// EncodeNumber returns the form of a Number, at either key.
+func EncodeNumber(n Number) []byte {
+	n.Version = Version
+	return encode(n)
+}
+
+// DecodeNumber is the inverse of EncodeNumber.
+func DecodeNumber(value []byte) (Number, error) {
+	var n Number
+	if err := decode(value, "number", &n.Version, &n); err != nil {
+		return Number{}, err
+	}
+	err := CheckSegmentName(n.Tenant, n.Name)
+	switch {
+	case err != nil:
+		return Number{}, fmt.Errorf("number.%w", err)
+	case n.VNI < 1 || n.VNI > MaxVNI:
+		return Number{}, fmt.Errorf("number.vni: %d is not between 1 and %d", n.VNI, MaxVNI)
+	case !ValidUUID(n.Token):
+		return Number{}, fmt.Errorf("number.token: %q is no UUID", n.Token)
+	case n.State != "" && n.State != Settled && n.State != Forgetting:
+		return Number{}, fmt.Errorf("number.state: %q is neither %q nor %q", n.State, Settled, Forgetting)
+	}
+	return n, nil
+}
+
+// CheckSegmentName refuses what is no name of a tenant's segment.
+func CheckSegmentName(tenant, name string) error {
+	if err := checkName("tenant", tenant); err != nil {
+		return err
+	}
+	return checkName("name", name)
 }

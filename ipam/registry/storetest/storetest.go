@@ -42,6 +42,7 @@ func Run(t *testing.T, open func(t *testing.T) Backend) {
 		{"watch ends with its function and its context", watchEnds},
 		{"watch of what is compacted", compacted},
 		{"segments are followed apart from all else", segments},
+		{"VNIs of names", vnis},
 		{"a request that cannot be made is not applied", refused},
 		{"session keeps its keys and removes them", session},
 		{"session of another is not taken", taken},
