@@ -52,6 +52,8 @@ func answer(ctx context.Context, l *ledger.Ledger, c Cluster, q *wire.Request, w
 		a.Attachments, a.Others, err = l.Users(*q.Uses, q.Most)
 	case wire.OpSegment:
 		a.Attachments, err = l.SegmentUsers(q.Uses.Segment.VNI, q.Most)
+	case wire.OpVNI:
+		a.VNI, err = knownVNI(l, *q.VNI)
 	case wire.OpStatus:
 		return status(l, *q.Status, c != nil)
 	}
@@ -115,6 +117,12 @@ func release(l *ledger.Ledger, q *wire.Request, wanted func() error, a *wire.Res
 	}
 	a.Released = &got
 	return err
+}
+
+// knownVNI is that of who is in the segment on this node.
+func knownVNI(l *ledger.Ledger, want wire.VNI) (int, error) {
+	s, err := l.NetworkSegment(want.Network)
+	return s.VNI, err
 }
 
 // stale lists what want is about.

@@ -229,6 +229,22 @@ func (c *Client) SegmentUsers(ctx context.Context, vni, most int) (out []ipam.At
 	return out, err
 }
 
+// SegmentVNI asks for the VNI of a segment that has it by its name. Without an agent
+// it is that of who is in the segment on this node.
+func (c *Client) SegmentVNI(ctx context.Context, want wire.VNI) (vni int, err error) {
+	r, err := c.view(ctx, &wire.Request{Op: wire.OpVNI, VNI: &want}, func(l *ledger.Ledger) (err error) {
+		vni, err = knownVNI(l, want)
+		return err
+	})
+	if r != nil {
+		return r.VNI, err
+	}
+	if err == nil && vni == 0 {
+		err = &ipam.FieldError{Place: "vni", Code: ipam.CodeTryAgainLater, Msg: fmt.Sprintf("is missing, no container of network %q is on this node, and no agent runs here to ask for the VNI that the cluster has given it: start underlayd, or name the VNI", want.Name)}
+	}
+	return vni, err
+}
+
 // Status reports why an ADD would fail now and go on failing: the ledger cannot
 // be used, the node knows no such pool or nobody is there to confirm its leases,
 // or, when the configuration asks for it, no address is left.

@@ -115,6 +115,27 @@ func (l *Ledger) SegmentUsers(vni, most int) (out []ipam.AttachmentRecord, err e
 	return out, err
 }
 
+// NetworkSegment returns the segment that attachments of a network are in, which it
+// is made for; the zero value for none.
+func (l *Ledger) NetworkSegment(network string) (s ipam.Segment, err error) {
+	prefix := join(network, "")
+	err = l.view(func(t *tx) error {
+		c := t.bucket(bucketAttachment).Cursor()
+		for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
+			rec, err := decodeAttachment(k, v)
+			if err != nil {
+				return err
+			}
+			if rec.Uses.Segment.Port != 0 {
+				s = rec.Uses.Segment
+				return nil
+			}
+		}
+		return nil
+	})
+	return s, err
+}
+
 // Pools returns the local pools as they were last used, and the cluster pools as
 // the registry has them, by ID.
 func (l *Ledger) Pools() (pools []ipam.Pool, err error) {

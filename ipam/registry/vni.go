@@ -105,6 +105,20 @@ func (r Registry) Join(ctx context.Context, tenant, name string, prefer int, n l
 	return 0, fmt.Errorf("VNI of segment %q of tenant %q: %w", name, tenant, ErrMoved)
 }
 
+// HasVNI says why a tenant's segment would get no VNI, but for a range that is
+// exhausted, and which one it has; 0 is one that it has yet to get.
+func (r Registry) HasVNI(ctx context.Context, tenant, name string) (int, error) {
+	p, err := r.named(ctx, tenant, name)
+	if err != nil || p.ok {
+		return p.VNI, err
+	}
+	v, err := r.limits(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return 0, v.Ranged(tenant)
+}
+
 // pair is a name and its number, of these revisions.
 type pair struct {
 	record.Number

@@ -5,6 +5,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/pkg/attach"
 	"github.com/underlay-cni/underlay/pkg/cni"
 	"github.com/underlay-cni/underlay/pkg/vxlan"
@@ -24,6 +25,8 @@ type config struct {
 	// VNI and Port of the segment; of a network they are the registry's to say.
 	VNI  int `json:"vni"`
 	Port int `json:"port"`
+	// Tenant has the range that the VNI of a segment without one is taken from.
+	Tenant string `json:"tenant"`
 	// Network is that whose peers are reached through VXLAN; "" means Name.
 	Network string `json:"network"`
 	// DirectRouting is the network's to say; it is read to be refused.
@@ -99,8 +102,12 @@ func (c *config) checkOthers() error {
 
 func (c *config) checkSegment() error {
 	switch {
-	case c.VNI == 0:
-		return invalid("vni: is missing: containers of the same VNI are in one segment, from 1 to %d", vxlan.MaxVNI)
+	case c.VNI == 0 && c.Tenant == "":
+		return invalid("vni: is missing, and so is \"tenant\": containers of the same VNI are in one segment; name it, from 1 to %d, or the tenant whose range it is taken from", vxlan.MaxVNI)
+	case c.VNI != 0 && c.Tenant != "":
+		return invalid("tenant: %q: its range is for segments without a vni, and vni is %d; leave one of them out", c.Tenant, c.VNI)
+	case c.Tenant != "" && ipam.CheckName("tenant", c.Tenant) != nil:
+		return invalid("%w", ipam.CheckName("tenant", c.Tenant))
 	case c.Network != "":
 		return invalid("network: %q: there is none in mode segment, whose hosts know each other by the vni", c.Network)
 	case len(c.DirectRouting) > 0:
@@ -111,6 +118,8 @@ func (c *config) checkSegment() error {
 
 func (c *config) checkRouted() error {
 	switch {
+	case c.Tenant != "":
+		return invalid("tenant: %q: it is for segments; a network in the registry has its own", c.Tenant)
 	case c.Master != "":
 		return invalid("master: %q: the agent has the network's device on the parent of its configuration; leave master out", c.Master)
 	case len(c.DirectRouting) > 0:

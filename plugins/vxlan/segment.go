@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/pkg/attach"
 	"github.com/underlay-cni/underlay/pkg/cni"
 	"github.com/underlay-cni/underlay/pkg/fault"
@@ -33,6 +34,9 @@ func (c *config) segment() ipam.Segment {
 
 // what names, for people, what an attachment uses.
 func (c *config) what() string {
+	if c.Mode == modeSegment && c.VNI == 0 {
+		return fmt.Sprintf("the segment of tenant %q", c.Tenant)
+	}
 	if c.Mode == modeSegment {
 		return fmt.Sprintf("segment %d", c.VNI)
 	}
@@ -49,6 +53,9 @@ func (c *config) addSegment(ctx context.Context, req *cni.Request) (res *current
 	}
 	if ok, err := version.GreaterThanOrEqualTo(c.CNIVersion, "0.3.0"); err != nil || !ok {
 		return nil, invalid("cniVersion: the results of %q tell no interfaces, and the next plugin has to know that of the segment; use 0.3.0 or later", c.CNIVersion)
+	}
+	if err := c.askVNI(ctx, false); err != nil {
+		return nil, err
 	}
 	err = onHost(func(h *link.Handle) (err error) {
 		want, err := c.wanted(h)
@@ -76,6 +83,17 @@ func (c *config) addSegment(ctx context.Context, req *cni.Request) (res *current
 		return nil
 	})
 	return res, err
+}
+
+// askVNI asks for the VNI that the cluster gives to the network's name, where the
+// configuration has none. It is the same on all hosts. With look nothing is given,
+// and none may be found.
+func (c *config) askVNI(ctx context.Context, look bool) (err error) {
+	if c.VNI != 0 {
+		return nil
+	}
+	c.VNI, err = attach.Client(&c.Config).SegmentVNI(ctx, wire.VNI{Tenant: c.Tenant, Name: c.Name, Network: c.recordName(), Look: look})
+	return err
 }
 
 // wanted is the segment as it has to be on this host, and says why it cannot be.
@@ -200,6 +218,7 @@ func (c *config) unmake(ctx context.Context, rec ipam.AttachmentRecord, release 
 
 // checkMade compares the host with what ADD has made of the segment.
 func (c *config) checkMade(rec ipam.AttachmentRecord, prev *current.Result) error {
+	c.VNI = cmp.Or(c.VNI, rec.Uses.Segment.VNI)
 	if rec.Uses.Segment != c.segment() {
 		return differs("the ledger has the attachment in segment %d with port %d, not in %d with %d",
 			rec.Uses.Segment.VNI, rec.Uses.Segment.Port, c.segment().VNI, c.segment().Port)

@@ -170,6 +170,9 @@ func (c *config) check(ctx context.Context, req *cni.Request) error {
 func (c *config) status(ctx context.Context, _ *cni.Request) error {
 	err := attach.Client(&c.Config).Status(ctx, ipam.Config{})
 	if err == nil && c.Mode == modeSegment {
+		err = c.askVNI(ctx, true)
+	}
+	if err == nil && c.Mode == modeSegment {
 		err = onHost(func(h *link.Handle) error {
 			_, err := c.wanted(h)
 			return err

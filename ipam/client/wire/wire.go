@@ -51,6 +51,8 @@ const (
 	// OpSegment: Uses, of which the Segment's VNI counts, and Most. Response:
 	// Attachments.
 	OpSegment Op = "segment"
+	// OpVNI: VNI. Response: VNI.
+	OpVNI Op = "vni"
 	// OpStatus: Status. Response: nothing.
 	OpStatus Op = "status"
 )
@@ -74,6 +76,7 @@ type Request struct {
 	Uses       *ipam.Uses       `json:"uses,omitempty"`
 	// Most of each kind of user to tell; 0 means all.
 	Most   int     `json:"most,omitempty"`
+	VNI    *VNI    `json:"vni,omitempty"`
 	Status *Status `json:"status,omitempty"`
 }
 
@@ -107,6 +110,17 @@ type Status struct {
 	Exhausted bool `json:"exhausted,omitempty"`
 }
 
+// VNI asks for that of a segment which has it by its name.
+type VNI struct {
+	Tenant string `json:"tenant"`
+	Name   string `json:"name"`
+	// Network is what the ledger has the segment's attachments by.
+	Network string `json:"network"`
+	// Look: whether there is one to be had. Nothing is allocated, and the answer
+	// may be 0.
+	Look bool `json:"look,omitempty"`
+}
+
 // Response is the agent's.
 type Response struct {
 	Version int      `json:"v"`
@@ -120,6 +134,7 @@ type Response struct {
 	Attachments []ipam.AttachmentRecord `json:"attachments,omitempty"`
 	Others      []ipam.AttachmentRecord `json:"others,omitempty"`
 	Records     []ipam.Record           `json:"records,omitempty"`
+	VNI         int                     `json:"vni,omitempty"`
 }
 
 // Boottime is CLOCK_BOOTTIME.
@@ -196,6 +211,7 @@ func (q *Request) check() error {
 		OpStale:      q.Stale != nil,
 		OpUsers:      q.Uses != nil,
 		OpSegment:    q.Uses != nil,
+		OpVNI:        q.VNI != nil,
 		OpStatus:     q.Status != nil,
 	}
 	has, known := there[q.Op]

@@ -45,10 +45,13 @@ func (s *Server) cluster() map[string]func(registry.Registry, *http.Request) (an
 		"GET /v1/cluster/tenants/{name}":     tenant,
 		"PUT /v1/cluster/tenants/{name}":     s.putTenant,
 		"DELETE /v1/cluster/tenants/{name}":  s.deleteTenant,
+		"GET /v1/cluster/segments":           segmentNames,
 		"GET /v1/cluster/nodes":              clusterNodes,
 		"GET /v1/cluster/nodes/{node}":       clusterNode,
 		"DELETE /v1/cluster/nodes/{node}":    s.removeNode,
 		"GET /v1/cluster/leases":             s.leases,
+
+		"DELETE /v1/cluster/tenants/{name}/segments/{segment}": s.forgetSegment,
 	}
 }
 
@@ -99,7 +102,7 @@ func blame(err error) (code int, kind string) {
 		return http.StatusRequestEntityTooLarge, ""
 	case errors.As(err, &known):
 		return known.code, ""
-	case errors.Is(err, registry.ErrNoPool), errors.Is(err, registry.ErrNoNode):
+	case errors.Is(err, registry.ErrNoPool), errors.Is(err, registry.ErrNoNode), errors.Is(err, registry.ErrNoName):
 		return http.StatusNotFound, ""
 	case errors.As(err, &overlap):
 		return http.StatusConflict, "overlap"

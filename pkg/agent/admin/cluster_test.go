@@ -150,7 +150,7 @@ func TestNetworksAndTenants(t *testing.T) {
 	expect(t, "tenants", []api.Tenant{red}, tenants, err)
 	red.Quota = 5 // less than what is leased
 	for _, f := range []func() (api.Tenant, error){
-		func() (api.Tenant, error) { return c.SetQuota(ctx, "red", 5) },
+		func() (api.Tenant, error) { return c.PutTenant(ctx, record.Tenant{Name: "red", Quota: 5}) },
 		func() (api.Tenant, error) { return c.Tenant(ctx, "red") },
 		func() (api.Tenant, error) { return c.DeleteTenant(ctx, "red") },
 	} {
@@ -358,7 +358,7 @@ func TestWithoutRegistry(t *testing.T) {
 		}
 		return memstore.Deliver
 	})
-	if _, err := c.SetQuota(t.Context(), "red", 5); !errors.Is(err, api.ErrUnreachable) || !strings.Contains(err.Error(), "unknown") {
+	if _, err := c.PutTenant(t.Context(), record.Tenant{Name: "red", Quota: 5}); !errors.Is(err, api.ErrUnreachable) || !strings.Contains(err.Error(), "unknown") {
 		t.Errorf("an answer that is lost: %v", err)
 	}
 	store.Rig(func(memstore.Request) memstore.Fault { return memstore.Fail })

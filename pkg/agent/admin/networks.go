@@ -90,7 +90,7 @@ func (s *Server) deleteNetwork(reg registry.Registry, r *http.Request) (any, err
 	return n, nil
 }
 
-// allTenants are those that have a quota or a pool.
+// allTenants are those that have a quota, VNIs or a pool.
 func allTenants(v *registry.View) map[string]*api.Tenant {
 	out := make(map[string]*api.Tenant)
 	add := func(name string) *api.Tenant {
@@ -100,7 +100,8 @@ func allTenants(v *registry.View) map[string]*api.Tenant {
 		return out[name]
 	}
 	for name, t := range v.Tenants {
-		add(name).Quota = t.Value.Quota
+		x := add(name)
+		x.Quota, x.VNIs = t.Value.Quota, t.Value.VNIs
 	}
 	for _, p := range byName(v.Pools) {
 		t := add(p.Tenant)
@@ -155,11 +156,11 @@ func (s *Server) putTenant(reg registry.Registry, r *http.Request) (any, error) 
 	if err := reg.PutTenant(r.Context(), t); err != nil {
 		return nil, err
 	}
-	s.conf.Log.Info("set a quota, as an operator asked", "tenant", t.Name, "quota", t.Quota)
+	s.conf.Log.Info("set a quota and VNIs, as an operator asked", "tenant", t.Name, "quota", t.Quota, "vnis", t.VNIs)
 	return tenant(reg, r)
 }
 
-// deleteTenant forgets a quota, also one that cannot be read.
+// deleteTenant forgets a quota and VNIs, also one that cannot be read.
 func (s *Server) deleteTenant(reg registry.Registry, r *http.Request) (any, error) {
 	v, err := reg.View(r.Context())
 	if err != nil {
@@ -176,6 +177,29 @@ func (s *Server) deleteTenant(reg registry.Registry, r *http.Request) (any, erro
 	if err := reg.DeleteTenant(r.Context(), name); err != nil {
 		return nil, err
 	}
-	s.conf.Log.Info("deleted a quota, as an operator asked", "tenant", name)
+	s.conf.Log.Info("deleted a quota and VNIs, as an operator asked", "tenant", name)
 	return t, nil
+}
+
+func nameOf(n record.Number) api.SegmentName {
+	return api.SegmentName{VNI: n.VNI, Tenant: n.Tenant, Name: n.Name}
+}
+
+func segmentNames(reg registry.Registry, r *http.Request) (any, error) {
+	names, err := reg.Names(r.Context())
+	out := []api.SegmentName{}
+	for _, n := range names {
+		out = append(out, nameOf(n))
+	}
+	return out, err
+}
+
+// forgetSegment frees the VNI that a segment has by its name.
+func (s *Server) forgetSegment(reg registry.Registry, r *http.Request) (any, error) {
+	n, err := reg.Forget(r.Context(), r.PathValue("name"), r.PathValue("segment"))
+	if err != nil {
+		return nil, err
+	}
+	s.conf.Log.Info("forgot the VNI of a segment, as an operator asked", "tenant", n.Tenant, "segment", n.Name, "vni", n.VNI)
+	return nameOf(n), nil
 }

@@ -69,11 +69,21 @@ type Tenant struct {
 	Name string `json:"name"`
 	// Quota of addresses; 0 is no limit.
 	Quota int64 `json:"quota"`
+	// VNIs that its segments get by their name; absent without such a range.
+	VNIs record.VNIs `json:"vnis,omitzero"`
 	// Leased counts what the quota counts: the addresses that its pools give out
 	// and that belong to nodes, in use or not.
 	Leased int64 `json:"leased"`
 	// Pools of the tenant, by name.
 	Pools []string `json:"pools"`
+}
+
+// SegmentName is an element of /v1/cluster/segments: a segment that has its VNI by
+// its name, that of CNI networks.
+type SegmentName struct {
+	VNI    int    `json:"vni"`
+	Tenant string `json:"tenant"`
+	Name   string `json:"name"`
 }
 
 // ClusterNode is an element of /v1/cluster/nodes.

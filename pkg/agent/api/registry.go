@@ -102,12 +102,25 @@ func (c *Client) Tenant(ctx context.Context, name string) (t Tenant, err error) 
 	return t, c.call(ctx, http.MethodGet, item("tenants", name), nil, &t)
 }
 
-// SetQuota limits what nodes may lease of all pools of a tenant; 0 is no limit.
-func (c *Client) SetQuota(ctx context.Context, name string, quota int64) (t Tenant, err error) {
-	return t, c.send(ctx, http.MethodPut, item("tenants", name), nil, record.EncodeTenant(record.Tenant{Name: name, Quota: quota}), &t)
+// PutTenant limits what nodes may lease of all pools of a tenant, and says which
+// VNIs its segments get.
+func (c *Client) PutTenant(ctx context.Context, put record.Tenant) (t Tenant, err error) {
+	return t, c.send(ctx, http.MethodPut, item("tenants", put.Name), nil, record.EncodeTenant(put), &t)
 }
 
-// DeleteTenant forgets the quota of a tenant, and returns what there was.
+// SegmentNames lists the segments that have their VNI by their name, by VNI.
+func (c *Client) SegmentNames(ctx context.Context) (s []SegmentName, err error) {
+	return s, c.call(ctx, http.MethodGet, "/v1/cluster/segments", nil, &s)
+}
+
+// ForgetSegment frees the VNI that a segment has by its name, and returns what it
+// was. No node may have a part in it.
+func (c *Client) ForgetSegment(ctx context.Context, tenant, name string) (s SegmentName, err error) {
+	return s, c.call(ctx, http.MethodDelete, item("tenants", tenant)+"/segments/"+url.PathEscape(name), nil, &s)
+}
+
+// DeleteTenant forgets the quota and the VNIs of a tenant, and returns what there
+// was.
 func (c *Client) DeleteTenant(ctx context.Context, name string) (t Tenant, err error) {
 	return t, c.call(ctx, http.MethodDelete, item("tenants", name), nil, &t)
 }

@@ -30,11 +30,14 @@ func (l *leaving) begin(vni int) {
 
 // stay says that it is in it again. Who publishes waits for a withdrawal that is
 // under way: of what they write one could else be left without the other, and who
-// looks for what is left finds nothing.
-func (l *leaving) stay(vni int) {
+// looks for what is left finds nothing. It reports whether one was to come, or is
+// under way.
+func (l *leaving) stay(vni int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	left := l.vnis[vni] || l.busy[vni] != nil
 	delete(l.vnis, vni)
+	return left
 }
 
 // claim begins a withdrawal, unless it is in it again. What comes of it is to be

@@ -97,6 +97,9 @@ func (s *Service) answer(ctx context.Context, l *ledger.Ledger, q *wire.Request,
 			return &wire.Response{Version: wire.Version, Failure: wire.NewFailure(err)}
 		}
 	}
+	if q.Op == wire.OpVNI && s.conf.Segments != nil {
+		return s.vni(ctx, l, q)
+	}
 	segmented := s.conf.Segments != nil && q.Allocate != nil && q.Allocate.Uses.Segment.VNI != 0
 	if segmented {
 		if err := s.conf.Segments.Await(ctx, q.Allocate.Uses); err != nil {
@@ -116,6 +119,27 @@ func (s *Service) answer(ctx context.Context, l *ledger.Ledger, q *wire.Request,
 		s.conf.Segments.Stir()
 	}
 	return a
+}
+
+// vni answers with the VNI that the cluster has given a segment's name. While the
+// registry is away it is that of who is in the segment here.
+func (s *Service) vni(ctx context.Context, l *ledger.Ledger, q *wire.Request) *wire.Response {
+	known := client.Answer(ctx, l, nil, q, nil)
+	if known.Failure != nil {
+		return known
+	}
+	vni, err := s.conf.Segments.VNI(ctx, q.VNI.Tenant, q.VNI.Name, known.VNI, q.VNI.Look)
+	var coded interface{ CNICode() uint }
+	switch {
+	case err == nil:
+		known.VNI = vni
+	case errors.As(err, &coded):
+		return &wire.Response{Version: wire.Version, Failure: wire.NewFailure(err)}
+	case known.VNI == 0:
+		err = &ipam.FieldError{Place: "vni", Code: ipam.CodeTryAgainLater, Msg: fmt.Sprintf("is missing, and the cluster does not tell the one that it has given network %q: %v", q.VNI.Name, err)}
+		return &wire.Response{Version: wire.Version, Failure: wire.NewFailure(err)}
+	}
+	return known
 }
 
 func (s *Service) await(ctx context.Context, u ipam.Uses) error {

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 )
 
@@ -24,6 +26,19 @@ func (r *routes) Await(_ context.Context, u ipam.Uses) error {
 	defer r.mu.Unlock()
 	r.asked = append(r.asked, u)
 	return r.why
+}
+
+// VNI is 7, or the one that is preferred.
+func (r *routes) VNI(_ context.Context, tenant, name string, prefer int, look bool) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if tenant != "red" || name != "lan" {
+		return 0, errors.New("asked for another")
+	}
+	if look {
+		return 0, r.why
+	}
+	return cmp.Or(prefer, 7), r.why
 }
 
 func (r *routes) Stir() {
@@ -138,4 +153,49 @@ func TestSegments(t *testing.T) {
 	if _, stirred := r.heard(); stirred != 4 {
 		t.Errorf("stirred %d times", stirred)
 	}
+}
+
+// TestVNI: the cluster says which VNI a segment has by its name; while it cannot,
+// and while no agent runs, the containers do that are in it.
+func TestVNI(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	away := errors.New("the registry is away")
+	r := &routes{}
+	_, stop := p.start(func(c *Config) { c.Segments = r })
+	ask := func(want int, text string, code uint) {
+		t.Helper()
+		got, err := p.c.SegmentVNI(t.Context(), wire.VNI{Tenant: "red", Name: "lan", Network: "lan/vxlan"})
+		var coded interface{ CNICode() uint }
+		if got != want || text == "" && err != nil {
+			t.Errorf("%d, %v, want %d", got, err, want)
+		}
+		if text != "" && (!errors.As(err, &coded) || coded.CNICode() != code || !strings.Contains(err.Error(), text)) {
+			t.Errorf("%v, want %q with code %d", err, text, code)
+		}
+	}
+	ask(7, "", 0)
+	if got, err := p.c.SegmentVNI(t.Context(), wire.VNI{Tenant: "red", Name: "lan", Network: "lan/vxlan", Look: true}); got != 0 || err != nil {
+		t.Errorf("looked: %d, %v", got, err)
+	}
+	r.set(away)
+	ask(0, `vni: is missing, and the cluster does not tell the one that it has given network "lan": the registry is away`, ipam.CodeTryAgainLater)
+	r.set(&ipam.FieldError{Place: "vni", Msg: "no range"})
+	ask(0, "vni: no range", ipam.CodeInvalidConfig)
+	r.set(nil)
+	req := p.request("c1")
+	req.Attachment.Network = "lan/vxlan"
+	req.Uses = ipam.Uses{Parent: "eth1", Segment: ipam.Segment{VNI: 9, Port: 8472}}
+	if _, err := p.c.Allocate(t.Context(), req, nil); err != nil {
+		t.Fatal(err)
+	}
+	ask(9, "", 0)
+	r.set(away)
+	ask(9, "", 0)
+	stop()
+	ask(9, "", 0)
+	if _, err := p.c.Release(t.Context(), ipam.ReleaseRequest{Attachment: req.Attachment}, nil); err != nil {
+		t.Fatal(err)
+	}
+	ask(0, "no agent runs here to ask for the VNI that the cluster has given it: start underlayd", ipam.CodeTryAgainLater)
 }

@@ -69,6 +69,9 @@ type Networks interface {
 type Segments interface {
 	// Await says why an attachment cannot be in its segment.
 	Await(ctx context.Context, u ipam.Uses) error
+	// VNI is that of a segment which has it by its name: prefer, unless 0, if it has
+	// none yet. With look nothing is given, and 0 is one that it has yet to get.
+	VNI(ctx context.Context, tenant, name string, prefer int, look bool) (int, error)
 	// Stir says that an attachment in a segment has come or gone.
 	Stir()
 }

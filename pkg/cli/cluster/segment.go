@@ -12,7 +12,8 @@ import (
 )
 
 func (c Commands) segment() *cobra.Command {
-	return term.Noun("segment", "VXLAN segments that attachments of this node are in", c.segmentList(), c.segmentShow())
+	return term.Noun("segment", "VXLAN segments: those that attachments of this node are in, and names of the cluster's",
+		c.segmentList(), c.segmentShow(), c.segmentNames(), c.segmentForget())
 }
 
 func (c Commands) segmentList() *cobra.Command {
@@ -65,6 +66,59 @@ another one since; unreachable, where nothing leads to their node. REASON says w
 			})
 		},
 	}
+}
+
+func (c Commands) segmentNames() *cobra.Command {
+	return &cobra.Command{
+		Use:   "names",
+		Short: "List the segments that have their VNI by their name",
+		Long: `List the segments of the cluster that have their VNI by their name, which is that of
+the CNI networks, from the range of their tenant.`,
+		Example: "  underlayctl segment names",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.ask(cmd, func(ctx context.Context, client *api.Client) error {
+				all, err := client.SegmentNames(ctx)
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, all, func(t *term.Table) {
+					t.Row("VNI", "TENANT", "NAME")
+					for _, s := range all {
+						t.Row(s.VNI, s.Tenant, s.Name)
+					}
+				})
+			})
+		},
+	}
+}
+
+func (c Commands) segmentForget() *cobra.Command {
+	var tenant string
+	cmd := &cobra.Command{
+		Use:   "forget NAME --tenant TENANT",
+		Short: "Free the VNI that a segment has by its name",
+		Long: `Free the VNI that a segment has by its name, which has to be in use nowhere: the
+next container of the name gets another one, or the same.`,
+		Example: "  underlayctl segment forget lan --tenant red",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if tenant == "" {
+				return term.Misuse("--tenant is missing: names are a tenant's")
+			}
+			return c.ask(cmd, func(ctx context.Context, client *api.Client) error {
+				s, err := client.ForgetSegment(ctx, tenant, args[0])
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, s, func(t *term.Table) {
+					t.Line("segment %s of tenant %s has VNI %d no more", s.Name, s.Tenant, s.VNI)
+				})
+			})
+		},
+	}
+	cmd.Flags().StringVar(&tenant, "tenant", "", "tenant of the segment")
+	return cmd
 }
 
 func segment(t *term.Table, s api.SegmentDetail) {
