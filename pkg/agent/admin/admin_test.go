@@ -258,7 +258,7 @@ func TestOpenAPI(t *testing.T) {
 			continue
 		}
 		method, path, _ := strings.Cut(route, " ")
-		path = strings.NewReplacer("{name}", "lan%2F1", "{address}", "10.0.0.2", "{vni}", "7").Replace(path)
+		path = strings.NewReplacer("{name}", "lan%2F1", "{address}", "10.0.0.2", "{vni}", "7", "{segment}", "s").Replace(path)
 		req, err := http.NewRequestWithContext(t.Context(), method, "http://x"+path, nil)
 		if err != nil {
 			t.Fatal(err)

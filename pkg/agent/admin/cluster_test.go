@@ -160,6 +160,20 @@ func TestNetworksAndTenants(t *testing.T) {
 	if got, err := c.Tenant(ctx, "red"); err != nil || got.Quota != 0 {
 		t.Errorf("without a quota: %+v, %v", got, err)
 	}
+	blue := api.Tenant{Name: "blue", VNIs: record.VNIs{First: 5000, Last: 5999}, Pools: []string{}}
+	got, err := c.PutTenant(ctx, record.Tenant{Name: "blue", VNIs: blue.VNIs})
+	expect(t, "VNIs", blue, got, err)
+	lan := api.SegmentName{VNI: 5000, Tenant: "blue", Name: "lan"}
+	if _, err := reg.VNI(ctx, "blue", "lan", 0); err != nil {
+		t.Fatal(err)
+	}
+	names, err := c.SegmentNames(ctx)
+	expect(t, "names", []api.SegmentName{lan}, names, err)
+	name, err := c.ForgetSegment(ctx, "blue", "lan")
+	expect(t, "forgotten", lan, name, err)
+	if _, err := c.ForgetSegment(ctx, "blue", "lan"); !errors.Is(err, api.ErrNotFound) {
+		t.Errorf("forgotten what is not there: %v", err)
+	}
 	store.Put(record.TenantFolder+"odd", []byte(`{"version":2}`))
 	if _, err := c.Tenant(ctx, "odd"); !errors.Is(err, api.ErrConflict) {
 		t.Errorf("what cannot be read: %v", err)
