@@ -17,6 +17,7 @@ import (
 	"github.com/underlay-cni/underlay/e2e/binaries"
 	"github.com/underlay-cni/underlay/e2e/lab"
 	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client"
 	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry/record"
@@ -322,10 +323,13 @@ var samplePools = map[string]string{"tenant-a": "cluster", "pods": "vxlan"}
 var namesPool = regexp.MustCompile(`"pool": *"([^"]*)"`)
 
 // lendSample gives a host what a configuration of the documents draws on: the
-// first block of each range set of the sample pool that it names, and what the
-// agent would have of its network.
+// first block of each range set of the sample pool that it names, what the agent
+// would have of its network, and somebody who is in its segment already.
 func lendSample(t *testing.T, h *lab.Host, conf string) {
 	t.Helper()
+	if asks := regexp.MustCompile(`"mode": *"segment"`); asks.MatchString(conf) && !strings.Contains(conf, `"vni"`) {
+		wantOK(t, "first of the segment", enterSample(t, h))
+	}
 	named := namesPool.FindStringSubmatch(conf)
 	if named == nil {
 		return
@@ -358,4 +362,14 @@ func lendSample(t *testing.T, h *lab.Host, conf string) {
 		blocks = append(blocks, g.Block(0).String())
 	}
 	lend(t, h, string(object), blocks...)
+}
+
+// enterSample puts an attachment on record that is in the segment of network red.
+func enterSample(t *testing.T, h *lab.Host) error {
+	t.Helper()
+	_, err := client.New(h.DataDir, h.RunDir).Allocate(t.Context(), ipam.AllocateRequest{
+		Attachment: ipam.Attachment{Network: "red/vxlan", ContainerID: "first", IfName: "eth0"},
+		Uses:       ipam.Uses{Parent: lab.Parent, Segment: ipam.Segment{VNI: 5000, Port: 8472}},
+	}, nil)
+	return err
 }

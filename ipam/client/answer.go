@@ -120,15 +120,25 @@ func release(l *ledger.Ledger, q *wire.Request, wanted func() error, a *wire.Res
 }
 
 // knownVNI is that of who is in the segment on this node.
-func knownVNI(l *ledger.Ledger, want wire.VNI) (int, error) {
-	s, err := l.NetworkSegment(want.Network)
-	return s.VNI, err
+func knownVNI(l *ledger.Ledger, want wire.VNI) (vni int, err error) {
+	found := errors.New("found")
+	err = l.AttachmentsOf(want.Network, func(a ipam.AttachmentRecord) error {
+		if a.Uses.Segment.Port == 0 {
+			return nil
+		}
+		vni = a.Uses.Segment.VNI
+		return found
+	})
+	if errors.Is(err, found) {
+		err = nil
+	}
+	return vni, err
 }
 
 // stale lists what want is about.
 func stale(l *ledger.Ledger, want wire.Stale) (out []ipam.AttachmentRecord, err error) {
-	err = l.Attachments(func(a ipam.AttachmentRecord) error {
-		if a.Attachment.Network == want.Network && (a.Runtime == want.Runtime || a.Runtime == "") && a.Since.Before(want.Before) {
+	err = l.AttachmentsOf(want.Network, func(a ipam.AttachmentRecord) error {
+		if (a.Runtime == want.Runtime || a.Runtime == "") && a.Since.Before(want.Before) {
 			out = append(out, a)
 		}
 		return nil

@@ -42,7 +42,7 @@ func (l *Ledger) Attachment(a ipam.Attachment) (att ipam.AttachmentRecord, recs 
 // network, container and interface, until it returns an error. fn must not
 // call the ledger.
 func (l *Ledger) Attachments(fn func(ipam.AttachmentRecord) error) error {
-	return l.view(func(t *tx) error { return t.attachments(fn) })
+	return l.view(func(t *tx) error { return t.attachments(nil, fn) })
 }
 
 // Record returns the record of an address; found is false if it is free.
@@ -113,27 +113,6 @@ func (l *Ledger) Users(u ipam.Uses, most int) (vlan, hostAccess []ipam.Attachmen
 func (l *Ledger) SegmentUsers(vni, most int) (out []ipam.AttachmentRecord, err error) {
 	out, _, err = l.Users(segmentUses(vni), most)
 	return out, err
-}
-
-// NetworkSegment returns the segment that attachments of a network are in, which it
-// is made for; the zero value for none.
-func (l *Ledger) NetworkSegment(network string) (s ipam.Segment, err error) {
-	prefix := join(network, "")
-	err = l.view(func(t *tx) error {
-		c := t.bucket(bucketAttachment).Cursor()
-		for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
-			rec, err := decodeAttachment(k, v)
-			if err != nil {
-				return err
-			}
-			if rec.Uses.Segment.Port != 0 {
-				s = rec.Uses.Segment
-				return nil
-			}
-		}
-		return nil
-	})
-	return s, err
 }
 
 // Pools returns the local pools as they were last used, and the cluster pools as
@@ -279,7 +258,7 @@ func (l *Ledger) Dump() (Dump, error) {
 		if err != nil {
 			return err
 		}
-		err = t.attachments(func(r ipam.AttachmentRecord) error {
+		err = t.attachments(nil, func(r ipam.AttachmentRecord) error {
 			d.Attachments = append(d.Attachments, r)
 			return nil
 		})

@@ -287,7 +287,7 @@ func (l *Ledger) sweepBoot() error {
 			return nil
 		}
 		var gone []ipam.AttachmentRecord
-		err := t.attachments(func(att ipam.AttachmentRecord) error {
+		err := t.attachments(nil, func(att ipam.AttachmentRecord) error {
 			if att.BootID != t.boot {
 				gone = append(gone, att)
 			}

@@ -296,15 +296,21 @@ func (t *tx) records(from netip.Addr, fn func(ipam.Record) (more bool, err error
 	return nil
 }
 
-// attachments calls fn with the records of all attachments.
-func (t *tx) attachments(fn func(ipam.AttachmentRecord) error) error {
-	return t.bucket(bucketAttachment).ForEach(func(k, v []byte) error {
-		rec, err := decodeAttachment(k, v)
-		if err != nil {
-			return err
+// AttachmentsOf is Attachments for those of one network.
+func (l *Ledger) AttachmentsOf(network string, fn func(ipam.AttachmentRecord) error) error {
+	return l.view(func(t *tx) error { return t.attachments(join(network, ""), fn) })
+}
+
+// attachments calls fn with the records of attachments whose keys begin so.
+func (t *tx) attachments(prefix []byte, fn func(ipam.AttachmentRecord) error) (err error) {
+	c := t.bucket(bucketAttachment).Cursor()
+	for k, v := c.Seek(prefix); k != nil && err == nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		var rec ipam.AttachmentRecord
+		if rec, err = decodeAttachment(k, v); err == nil {
+			err = fn(rec)
 		}
-		return fn(rec)
-	})
+	}
+	return err
 }
 
 // pool returns the pool of an ID.

@@ -275,6 +275,56 @@ func TestRemovedNode(t *testing.T) {
 	})
 }
 
+// TestVNI: this node joins a segment before it is told which VNI that has, and leaves
+// it if it has no use of it.
+func TestVNI(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, d *desk) {
+		r := registry.Registry{Store: d.store}
+		ask := func(name string, prefer, want int) {
+			t.Helper()
+			if got, err := d.VNI(t.Context(), "red", name, prefer, false); got != want || err != nil {
+				t.Errorf("%s: %d, %v, want %d", name, got, err, want)
+			}
+		}
+		in := func(want string) {
+			t.Helper()
+			vnis, err := r.SegmentsOf(t.Context(), idOf(1))
+			must(t, err)
+			d.expect("member", want, fmt.Sprint(vnis))
+		}
+		if _, err := d.VNI(t.Context(), "red", "lan", 0, true); err == nil || !strings.Contains(err.Error(), "has no range") {
+			t.Errorf("without a range: %v", err)
+		}
+		must(t, r.PutTenant(t.Context(), record.Tenant{Name: "red", VNIs: record.VNIs{First: vni, Last: vni + 2}}))
+		if got, err := d.VNI(t.Context(), "red", "lan", 0, true); got != 0 || err != nil {
+			t.Errorf("looked: %d, %v", got, err)
+		}
+		ask("lan", 0, vni)
+		ask("other", 0, vni+1)
+		in(fmt.Sprint([]int{vni, vni + 1}))
+		put(t, d.ledger, "a", "", made())
+		d.Stir()
+		d.pass(unused + time.Second)
+		in(fmt.Sprint([]int{vni}))
+		ask("lan", vni, vni)
+		if _, err := r.Forget(t.Context(), "red", "lan"); err == nil {
+			t.Error("forgotten while an attachment is in it")
+		}
+		// One that is being left is joined again.
+		release(t, d.ledger, "red/vxlan", "a")
+		d.Stir()
+		d.pass(100 * time.Millisecond)
+		in("[]")
+		ask("lan", 0, vni)
+		in(fmt.Sprint([]int{vni}))
+		d.pass(unused + time.Second)
+		in("[]")
+		n, err := r.Forget(t.Context(), "red", "lan")
+		must(t, err)
+		d.expect("forgotten", fmt.Sprint(vni), n.VNI)
+	})
+}
+
 // TestAwait: a VNI is either a network's or a segment's.
 func TestAwait(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, d *desk) {
