@@ -13,7 +13,7 @@ import (
 
 // routed is lan with a default route and one to a network behind a router.
 func routed(t *testing.T, h *lab.Host) string {
-	return lan(t, h, keys{"ipam": json.RawMessage(`{"type": "underlay",
+	return lan(t, h, keys{"mtu": 1500, "ipam": json.RawMessage(`{"type": "underlay",
 		"ranges": [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.10", "rangeEnd": "192.0.2.19"}],
 			[{"subnet": "2001:db8::/64", "rangeStart": "2001:db8::10", "rangeEnd": "2001:db8::19"}]],
 		"routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}, {"dst": "198.51.100.0/24", "gw": "192.0.2.254"}]}`)})

@@ -60,7 +60,7 @@ func TestVLANCheck(t *testing.T) {
 		{"down", l3, inside("link set eth0 down"), codeCheck, []string{"eth0", "down"}},
 		{"IPv4 address deleted", l2, inside("addr del V4 dev eth0"), codeCheck, []string{"eth0", "address 192.0.2."}},
 		{"IPv6 address deleted", l3, inside("addr del V6 dev eth0"), codeCheck, []string{"eth0", "address 2001:db8::"}},
-		{"MTU", l2, inside("link set eth0 mtu 1400"), codeCheck, []string{"eth0", "MTU 1400", "1500"}},
+		{"MTU", merged(l2, keys{"mtu": 1500}), inside("link set eth0 mtu 1400"), codeCheck, []string{"eth0", "MTU 1400", "1500"}},
 		{"of another kind", l2, inside("link delete eth0", "link add eth0 up type bridge"), codeCheck, []string{"eth0", "bridge", "ipvlan"}},
 		{"ledger record missing", l3, func(t *testing.T, h *lab.Host, a *attachment) { steal(t, h, a, "") }, codeCheck, []string{"ledger", "/eth0"}},
 		{"parent gone", l2, outside("link delete eth1"), codeParent, []string{"master", "eth1"}},

@@ -15,8 +15,9 @@ import (
 )
 
 // Check compares what ADD returned with the container, the parent and the
-// ledger. A default route is not looked at: later plugins and Multus change
-// it.
+// ledger. It lets pass what later plugins change without a word in the result:
+// Multus and others the default route, sbr and vrf the table that routes are
+// in, tuning the MTU, where the configuration asks for none.
 func Check(ctx context.Context, req *cni.Request, conf *Config, kind Kind) error {
 	p, err := newPlan(req, conf, kind)
 	if err != nil {
@@ -126,7 +127,7 @@ func (p *plan) checkLink(parent link.Link, want *current.Interface, addrs []neti
 		return differs("interface %q does not sit on %q", l.Name, parent.Name)
 	case mac != "" && l.MAC.String() != mac:
 		return differs("interface %q has MAC %s, not %s", l.Name, l.MAC, mac)
-	case mtu != 0 && l.MTU != mtu:
+	case mtu != 0 && (l.MTU > mtu || l.MTU < mtu && p.MTU != 0):
 		return differs("interface %q has MTU %d, not %d", l.Name, l.MTU, mtu)
 	}
 	if err := checkAddresses(h, l, addrs); err != nil {
@@ -153,7 +154,7 @@ func checkAddresses(h *link.Handle, l link.Link, want []netip.Prefix) error {
 }
 
 func checkRoutes(h *link.Handle, l link.Link, want []*types.Route) error {
-	have, err := h.Routes(l.Index)
+	have, err := h.RoutesOfTables(l.Index)
 	if err != nil {
 		return err
 	}

@@ -57,10 +57,10 @@ func (h *Handle) DefaultRoute(is4 bool) (index int, err error) {
 	if is4 {
 		family = unix.AF_INET
 	}
-	routes, err := h.routes(family, 0)
+	routes, err := h.routes(family)
 	var best *Route
 	for i, r := range routes {
-		if r.Dst.Bits() == 0 && r.link != 0 && (best == nil || r.Priority < best.Priority) {
+		if r.Table == MainTable && r.Dst.Bits() == 0 && r.link != 0 && (best == nil || r.Priority < best.Priority) {
 			best, index = &routes[i], r.link
 		}
 	}

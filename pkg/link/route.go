@@ -152,44 +152,45 @@ func routeRequest(kind, index int, dst netip.Prefix, msg *nl.RtMsg) *nl.NetlinkR
 
 // Routes lists the routes out of a link, of the main table.
 func (h *Handle) Routes(index int) ([]Route, error) {
-	v4, err := h.routes(unix.AF_INET, index)
-	if err != nil {
-		return nil, err
-	}
-	v6, err := h.routes(unix.AF_INET6, index)
-	return append(v4, v6...), err
+	return h.routesThat(func(r *Route) bool { return r.link == index && r.Table == MainTable })
+}
+
+// RoutesOfTables lists the routes out of a link, whichever table they are in:
+// those of a VRF, or for packets of some sources, have one of their own.
+func (h *Handle) RoutesOfTables(index int) ([]Route, error) {
+	return h.routesThat(func(r *Route) bool { return r.link == index })
 }
 
 // RoutesBy lists the routes of the main table that have a protocol number.
-func (h *Handle) RoutesBy(protocol uint8) (out []Route, err error) {
+func (h *Handle) RoutesBy(protocol uint8) ([]Route, error) {
+	return h.routesThat(func(r *Route) bool { return r.Protocol == protocol && r.Table == MainTable })
+}
+
+// routesThat lists the routes of both families that are as asked for.
+func (h *Handle) routesThat(are func(*Route) bool) (out []Route, err error) {
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		all, err := h.routes(family, 0)
+		all, err := h.routes(family)
 		if err != nil {
 			return nil, err
 		}
-		for _, r := range all {
-			if r.Protocol == protocol {
-				out = append(out, r)
+		for i := range all {
+			if are(&all[i]) {
+				out = append(out, all[i])
 			}
 		}
 	}
 	return out, nil
 }
 
-// routes lists the routes of one family in the main table, out of the link of
-// that index; 0 means all links.
-func (h *Handle) routes(family uint8, index int) (out []Route, err error) {
+// routes lists the routes of one family, of all links and tables.
+func (h *Handle) routes(family uint8) (out []Route, err error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
 	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
 	payloads, err := h.conn.Dump(req)
 	for i := 0; i < len(payloads) && err == nil; i++ {
 		var found []Route
 		found, err = parseRoute(payloads[i], family)
-		for _, r := range found {
-			if index == 0 || r.link == index {
-				out = append(out, r)
-			}
-		}
+		out = append(out, found...)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
@@ -198,9 +199,8 @@ func (h *Handle) routes(family uint8, index int) (out []Route, err error) {
 }
 
 // parseRoute reads what RTM_NEWROUTE says (linux/rtnetlink.h), one Route for
-// each next hop; none for a route that is not in the main table, of another
-// family, a copy in the cache, or that leads nowhere (unreachable, which IPv6
-// hangs on lo).
+// each next hop; none for a route of another family, a copy in the cache, one
+// that leads nowhere (unreachable, which IPv6 hangs on lo) or to the host itself.
 func parseRoute(payload []byte, family uint8) ([]Route, error) {
 	if len(payload) < unix.SizeofRtMsg {
 		return nil, nlsock.ErrCutOff
@@ -237,7 +237,7 @@ func parseRoute(payload []byte, family uint8) ([]Route, error) {
 		}
 	}
 	switch {
-	case r.Table != unix.RT_TABLE_MAIN, msg.Family != family, msg.Flags&unix.RTM_F_CLONED != 0, msg.Type != unix.RTN_UNICAST:
+	case msg.Family != family, msg.Flags&unix.RTM_F_CLONED != 0, msg.Type != unix.RTN_UNICAST:
 		return nil, nil
 	case hops == nil:
 		return []Route{r}, nil

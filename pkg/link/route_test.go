@@ -212,6 +212,20 @@ func TestRoutes(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	all, err := s.h.RoutesOfTables(index)
+	must(t, err)
+	var elsewhere []string
+	for _, r := range all {
+		if r.Table != unix.RT_TABLE_MAIN {
+			elsewhere = append(elsewhere, fmt.Sprintf("%s in table %d", r, r.Table))
+		}
+	}
+	if diff := cmp.Diff([]string{"0.0.0.0/0 via 192.0.2.252 in table 100", "::/0 via 2001:db8::fc in table 1000"}, elsewhere); diff != "" {
+		t.Errorf("in other tables (-want +got):\n%s", diff)
+	}
+	if n := len(all) - len(elsewhere); n != len(list) {
+		t.Errorf("%d routes are in the main table, and %d of all", len(list), n)
+	}
 	for _, of := range []int{s.link(t, "wire").Index, 1, 1 << 20} {
 		if list, err := s.h.Routes(of); err != nil || len(list) > 0 {
 			t.Errorf("out of link %d: %v, %v", of, list, err)
