@@ -100,12 +100,21 @@ func (a *adder) leave(ctx context.Context) error {
 }
 
 // knowHop has the container know its next hop without asking, called inside it.
+// The route to it is for others, who make routes by it that do not say onlink:
+// sbr, or Multus where another network has the default route.
 func (a *adder) knowHop(h *link.Handle) error {
 	if !a.routed() {
 		return nil
 	}
 	for _, p := range a.prefixes() {
-		if err := h.SetNeighbour(a.index, link.Hop(p.Addr().Is4()), link.HopMAC()); err != nil {
+		hop := link.Hop(p.Addr().Is4())
+		if err := h.SetNeighbour(a.index, hop, link.HopMAC()); err != nil {
+			return err
+		}
+		if hop.Is6() { // is on any link
+			continue
+		}
+		if err := h.AddRoute(a.index, link.Route{Dst: netip.PrefixFrom(hop, hop.BitLen()), Scope: -1}); err != nil {
 			return err
 		}
 	}
