@@ -18,7 +18,7 @@ import (
 var (
 	// ours has macvlan, underlay (IPAM), underlayctl and underlayd.
 	ours string
-	// reference has macvlan, bridge, ptp and host-local of
+	// reference has macvlan, bridge, ptp, host-local and the chained plugins of
 	// containernetworking/plugins. A runtime given ours first and this second
 	// finds our macvlan.
 	reference string
@@ -47,7 +47,9 @@ func build(run func() int) (int, error) {
 		return 0, err
 	}
 	err = binaries.Reference(ctx, reference,
-		"./plugins/main/macvlan", "./plugins/main/bridge", "./plugins/main/ptp", "./plugins/ipam/host-local")
+		"./plugins/main/macvlan", "./plugins/main/bridge", "./plugins/main/ptp", "./plugins/ipam/host-local",
+		"./plugins/meta/portmap", "./plugins/meta/firewall", "./plugins/meta/tuning", "./plugins/meta/bandwidth",
+		"./plugins/meta/sbr", "./plugins/meta/vrf")
 	if err != nil {
 		return 0, err
 	}

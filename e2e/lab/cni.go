@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/containernetworking/cni/libcni"
@@ -22,6 +23,8 @@ import (
 type CNI struct {
 	// Env is added to the plugins' environment, as "KEY=value".
 	Env []string
+	// Stderr is where the plugins' goes; nil: this process's own.
+	Stderr io.Writer
 
 	host *Host
 	bin  []string
@@ -85,7 +88,11 @@ func (c *CNI) do(conf string, f func(*libcni.CNIConfig, *libcni.NetworkConfigLis
 	if err != nil {
 		return err
 	}
-	exec := &execWithEnv{&invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}, c.Env}
+	var stderr io.Writer = os.Stderr
+	if c.Stderr != nil {
+		stderr = c.Stderr
+	}
+	exec := &execWithEnv{&invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: stderr}}, c.Env}
 	cni := libcni.NewCNIConfigWithCacheDir(c.bin, c.host.cache, exec)
 	return c.host.Do(func() error { return f(cni, list) })
 }

@@ -116,7 +116,9 @@ func (s Suite) compile(ctx context.Context) error {
 		}
 	}
 	return store.Reference(ctx, "./plugins/main/macvlan", "./plugins/main/ipvlan", "./plugins/main/bridge",
-		"./plugins/main/ptp", "./plugins/ipam/host-local", "./plugins/ipam/static")
+		"./plugins/main/ptp", "./plugins/ipam/host-local", "./plugins/ipam/static",
+		"./plugins/meta/portmap", "./plugins/meta/firewall", "./plugins/meta/tuning", "./plugins/meta/bandwidth",
+		"./plugins/meta/sbr", "./plugins/meta/vrf")
 }
 
 // test is the test program of a package.
