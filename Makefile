@@ -100,6 +100,55 @@ uninstall: ## remove what install put there, and put back what it replaced
 		fi
 	done
 
+# v1.2.3-4-gabcdef is 1.2.3+4.gabcdef, which comes after 1.2.3; v1.2.3-rc1 is
+# 1.2.3~rc1, which comes before it.
+VERSION ?= $(or $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-\(alpha\|beta\|rc\)/~\1/; s/-/+/; s/-/./g'),0.0.0)
+MAINTAINER ?= underlay maintainers <underlay-cni@users.noreply.github.com>
+
+# Debian keeps plugins in /usr/lib/cni, where containernetworking-plugins has a
+# macvlan and an ipvlan: with the prefix both packages go together. /opt is not
+# for packages. Samples say the names that the package has.
+.PHONY: deb
+deb: current ## a Debian package in bin/ (GOARCH=arm64, VERSION=1.2.3)
+	@stage=$$(mktemp -d)
+	trap 'rm -rf "$$stage"' EXIT
+	# What was built tells the architecture, whoever built it.
+	case $$(od -An -tx1 -j18 -N1 $(BIN)/underlayd | tr -d ' ') in
+	3e) architecture=amd64 ;;
+	b7) architecture=arm64 ;;
+	*) echo "$(BIN)/underlayd is for neither amd64 nor arm64" >&2; exit 1 ;;
+	esac
+	umask 022
+	chmod 0755 "$$stage"
+	for i in $(notdir $(wildcard plugins/*)); do
+		install -D -m 0755 "$(BIN)/$$i" "$$stage/usr/lib/cni/underlay-$$i"
+	done
+	install -D -m 0755 $(BIN)/underlay "$$stage/usr/lib/cni/underlay"
+	install -D -m 0755 $(BIN)/underlayctl "$$stage/usr/bin/underlayctl"
+	install -D -m 0755 $(BIN)/underlayd "$$stage/usr/sbin/underlayd"
+	unit=$$stage/usr/lib/systemd/system/underlayd.service
+	install -D -m 0644 conf/systemd/underlayd.service "$$unit"
+	# Without the comment on how to install it.
+	sed -i -e '1,/^$$/d' -e 's|/usr/local/sbin/|/usr/sbin/|' "$$unit"
+	doc=$$stage/usr/share/doc/underlay
+	install -D -m 0644 conf/debian/copyright "$$doc/copyright"
+	install -m 0644 README.md "$$doc/"
+	cp -r --no-preserve=mode,ownership conf "$$doc/examples"
+	rm -r "$$doc/examples/debian" "$$doc/examples/systemd"
+	grep -rlE '"type": *"($(subst $() ,|,$(notdir $(wildcard plugins/*))))"' "$$doc/examples" |
+		xargs sed -i -E 's/("type": *")($(subst $() ,|,$(notdir $(wildcard plugins/*))))"/\1underlay-\2"/g'
+	export SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || date +%s)}
+	printf 'underlay (%s) unstable; urgency=medium\n\n  * The changes are in the history of the source.\n\n -- %s  %s\n' \
+		'$(VERSION)' '$(MAINTAINER)' "$$(LC_ALL=C date -Rud "@$$SOURCE_DATE_EPOCH")" | gzip -9n > "$$doc/changelog.gz"
+	install -d "$$stage/DEBIAN"
+	install -m 0755 conf/debian/postinst conf/debian/prerm conf/debian/postrm "$$stage/DEBIAN/"
+	(cd "$$stage" && find usr -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum > DEBIAN/md5sums)
+	sed -e 's|@VERSION@|$(VERSION)|' -e 's|@MAINTAINER@|$(MAINTAINER)|' -e "s|@ARCHITECTURE@|$$architecture|" \
+		-e "s|@SIZE@|$$(du -sk "$$stage/usr" | cut -f1)|" conf/debian/control > "$$stage/DEBIAN/control"
+	package=$(DESTDIR)$(if $(DESTDIR),/,$(BIN)/)underlay_$(VERSION)_$$architecture.deb
+	dpkg-deb --root-owner-group -Zzstd --build "$$stage" "$$package" >/dev/null
+	echo "built $$package"
+
 # Debian packages that a target needs; those that are there are left alone.
 .PHONY: packages
 packages:

@@ -5,15 +5,10 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-
-	"github.com/underlay-cni/underlay/e2e/binaries"
 )
 
 func TestBinaries(t *testing.T) {
-	arm := t.TempDir()
-	if err := binaries.Ours(t.Context(), arm, "GOARCH=arm64"); err != nil {
-		t.Fatal(err)
-	}
+	arm := armPrograms(t)
 	const none = 0
 	for _, build := range []struct {
 		name, dir string

@@ -130,18 +130,33 @@ func files(t *testing.T, visit func(path string, text []byte)) {
 	}
 }
 
-// built is the folder of our programs, built once for all tests.
+// built and builtARM are the folders of our programs, for this machine and for
+// arm64, built once for all tests.
 var (
 	scratch string
 	built   = sync.OnceValues(func() (string, error) {
 		bin := filepath.Join(scratch, "bin")
 		return bin, binaries.Ours(context.Background(), bin)
 	})
+	builtARM = sync.OnceValues(func() (string, error) {
+		bin := filepath.Join(scratch, "arm64")
+		return bin, binaries.Ours(context.Background(), bin, "GOARCH=arm64")
+	})
 )
 
 func programs(t *testing.T) string {
 	t.Helper()
-	bin, err := built()
+	return must(t, built)
+}
+
+func armPrograms(t *testing.T) string {
+	t.Helper()
+	return must(t, builtARM)
+}
+
+func must(t *testing.T, build func() (string, error)) string {
+	t.Helper()
+	bin, err := build()
 	if err != nil {
 		t.Fatal(err)
 	}
