@@ -33,6 +33,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "1 if the registry is followed.",
 		}),
 	}
+	// A counter that appears with its first count hides that one from rules, which
+	// look at what it was before.
+	for _, v := range []*prometheus.CounterVec{m.rounds, m.waits} {
+		v.WithLabelValues("ok")
+		v.WithLabelValues("error")
+	}
 	reg.MustRegister(m.unread, m.rounds, m.waits, m.lost, m.connected)
 	return m
 }
