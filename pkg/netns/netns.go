@@ -112,13 +112,21 @@ func (n *NS) Lock(ctx context.Context) error {
 // Sysctl writes value to a key under /proc/sys, slashes for dots, such as
 // net/ipv6/conf/eth0/accept_ra. Only meaningful inside Do.
 func Sysctl(key, value string) error {
-	f, err := os.OpenFile("/proc/sys/"+key, os.O_WRONLY, 0)
-	if err != nil {
-		return fmt.Errorf("sysctl: %w", err)
+	for try := 1; ; try++ {
+		f, err := os.OpenFile("/proc/sys/"+key, os.O_WRONLY, 0)
+		if err != nil {
+			return fmt.Errorf("sysctl: %w", err)
+		}
+		_, err = f.WriteString(value)
+		err = errors.Join(err, f.Close())
+		// Seen once, on a busy host: a key that could be opened had gone. The kernel
+		// registers an interface's keys anew when IPv6 goes and comes there.
+		if errors.Is(err, fs.ErrNotExist) && try < 3 {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("sysctl %s=%s: %w", key, value, err)
+		}
+		return nil
 	}
-	_, err = f.WriteString(value)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("sysctl %s=%s: %w", key, value, err)
-	}
-	return nil
 }
