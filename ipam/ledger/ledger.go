@@ -19,7 +19,6 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -109,11 +108,10 @@ func (o *Options) setDefaults() error {
 		o.Now = fault.Now
 	}
 	if o.BootID == "" {
-		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-		if err != nil {
-			return fmt.Errorf("boot ID: %w", err)
+		var err error
+		if o.BootID, err = fault.Boot(); err != nil {
+			return err
 		}
-		o.BootID = string(bytes.TrimSpace(b))
 	}
 	return nil
 }

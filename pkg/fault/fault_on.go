@@ -37,6 +37,14 @@ func Point(name string) {
 	select {} // the signal is on its way
 }
 
+// bootFile is what UNDERLAY_BOOT names, or the kernel's own.
+func bootFile() string {
+	if file := os.Getenv("UNDERLAY_BOOT"); file != "" {
+		return file
+	}
+	return "/proc/sys/kernel/random/boot_id"
+}
+
 // Now is the wall clock as UNDERLAY_CLOCK says. All processes of a host that
 // share the file see it jump at once.
 func Now() time.Time {

@@ -112,7 +112,7 @@ func (h Host) lock(ctx context.Context) (unlock func(), err error) {
 
 // read reads all networks of this boot; odd says of which the file makes no sense.
 func (h Host) read() (all map[string]*state, odd map[string]error, err error) {
-	boot, err := bootID()
+	boot, err := fault.Boot()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -159,7 +159,7 @@ func (h Host) write(network string, s *state) error {
 		return nil
 	}
 	var err error
-	if s.Boot, err = bootID(); err != nil {
+	if s.Boot, err = fault.Boot(); err != nil {
 		return err
 	}
 	text, err := json.Marshal(s)
@@ -170,9 +170,4 @@ func (h Host) write(network string, s *state) error {
 		return err
 	}
 	return os.Rename(h.temporary(network), path)
-}
-
-func bootID() (string, error) {
-	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(text)), err
 }

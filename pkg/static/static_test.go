@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/underlay-cni/underlay/pkg/fault"
 	"github.com/underlay-cni/underlay/pkg/link"
 )
 
@@ -304,7 +305,7 @@ func TestReboot(t *testing.T) {
 		must(t, h.Join(ctx, a, a1))
 		text, err := os.ReadFile(h.file("a"))
 		must(t, err)
-		boot, err := bootID()
+		boot, err := fault.Boot()
 		must(t, err)
 		must(t, os.WriteFile(h.file("a"), bytes.ReplaceAll(text, []byte(boot), []byte("another")), 0o600))
 		if err := h.Check(a, a1); err == nil {

@@ -11,7 +11,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
+
+	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 type file struct {
@@ -19,14 +20,9 @@ type file struct {
 	Value json.RawMessage `json:"value"`
 }
 
-func boot() (string, error) {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(id)), err
-}
-
 // Read reads a value into v. Where there is none of this boot, v stays as it is.
 func Read(path string, v any) error {
-	now, err := boot()
+	now, err := fault.Boot()
 	if err != nil {
 		return err
 	}
@@ -49,7 +45,7 @@ func Read(path string, v any) error {
 
 // Write replaces the value of a file.
 func Write(path string, v any) error {
-	now, err := boot()
+	now, err := fault.Boot()
 	if err != nil {
 		return err
 	}

@@ -5,10 +5,8 @@
 package live
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -16,6 +14,7 @@ import (
 
 	"github.com/underlay-cni/underlay/ipam"
 	"github.com/underlay-cni/underlay/ipam/client"
+	"github.com/underlay-cni/underlay/pkg/fault"
 )
 
 // State of the namespace that a record names.
@@ -44,11 +43,11 @@ type id struct{ dev, inode uint64 }
 // and those that a process is in. It needs to be root, in the host's PID
 // namespace.
 func List() (*Namespaces, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := fault.Boot()
 	if err != nil {
-		return nil, fmt.Errorf("boot ID: %w", err)
+		return nil, err
 	}
-	n := &Namespaces{ids: make(map[id]bool), boot: string(bytes.TrimSpace(boot))}
+	n := &Namespaces{ids: make(map[id]bool), boot: boot}
 	// The first one is what runtimes call it, mostly a link to the second.
 	for _, pattern := range []string{"/var/run/netns/*", "/run/netns/*", "/proc/[0-9]*/ns/net"} {
 		paths, err := filepath.Glob(pattern)
