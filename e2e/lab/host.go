@@ -1,6 +1,11 @@
 package lab
 
-import "context"
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+)
 
 // Host is a namespace with eth1 on the lab's switch.
 type Host struct {
@@ -13,10 +18,77 @@ type Host struct {
 
 	cache string // of libcni
 	lab   *Lab
+	addrs []netip.Prefix // of eth1
 }
 
 // Lab is the one that the host is in.
 func (h *Host) Lab() *Lab { return h.lab }
+
+// boot is what a host does when it is started.
+func (h *Host) boot(ctx context.Context) error {
+	return errors.Join(h.ip(ctx, "link set lo up"), h.Plug(ctx))
+}
+
+// Plug makes eth1, on the lab's first switch, and gives it the addresses that
+// AddHost was told.
+func (h *Host) Plug(ctx context.Context) error {
+	err := h.lab.Switch.ip(ctx,
+		"link add name "+h.Name+" type veth peer name "+Parent+" netns "+h.ID,
+		"link set dev "+h.Name+" master "+bridge+" up")
+	if err != nil {
+		return err
+	}
+	return h.Address(ctx)
+}
+
+// Address sets eth1 up with the addresses that AddHost was told, as a host's
+// configuration of its network does when they are not there.
+func (h *Host) Address(ctx context.Context) error {
+	lines := []string{"link set " + Parent + " up"}
+	for _, addr := range h.addrs {
+		line := "addr replace " + addr.String() + " dev " + Parent
+		if addr.Addr().Is6() {
+			line += " nodad" // duplicate detection would take a second
+		}
+		lines = append(lines, line)
+	}
+	return h.ip(ctx, lines...)
+}
+
+// Unplug removes eth1, and with it all that is on it.
+func (h *Host) Unplug(ctx context.Context) error {
+	return h.lab.Switch.ip(ctx, "link del dev "+h.Name)
+}
+
+// Reboot ends all processes of the host, removes its containers, links and
+// RunDir, and starts it again with nothing but eth1. DataDir stays.
+func (h *Host) Reboot(ctx context.Context) error {
+	containers, err := namespaces(h.ID)
+	if err != nil {
+		return err
+	}
+	for _, ns := range append(containers, h.ID) {
+		if err := kill(ctx, ns); err != nil {
+			return err
+		}
+	}
+	// The kernel takes its time to remove a namespace with what is in it.
+	if err := h.Unplug(ctx); err != nil {
+		return err
+	}
+	for _, ns := range append(containers, h.ID) {
+		if err := deleteNamespace(ctx, ns); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(h.RunDir); err != nil {
+		return err
+	}
+	if _, err := addNamespace(ctx, h.ID); err != nil {
+		return err
+	}
+	return h.boot(ctx)
+}
 
 // Hairpin says whether the host's switch port sends frames back to where they
 // came from, as a VEPA-capable ("reflective relay") switch does. It does not

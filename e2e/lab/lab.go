@@ -157,6 +157,7 @@ func (l *Lab) AddHost(ctx context.Context, name string, addrs ...netip.Prefix) (
 		RunDir:  filepath.Join(dir, "run"),
 		cache:   filepath.Join(dir, "cache"),
 		lab:     l,
+		addrs:   addrs,
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("host %q: %w", name, err)
@@ -165,19 +166,5 @@ func (l *Lab) AddHost(ctx context.Context, name string, addrs ...netip.Prefix) (
 	if h.Namespace, err = addNamespace(ctx, l.Name+"-"+name); err != nil {
 		return nil, err
 	}
-	err = l.Switch.ip(ctx,
-		"link add name "+name+" type veth peer name "+Parent+" netns "+h.ID,
-		"link set dev "+name+" master "+bridge+" up")
-	if err != nil {
-		return nil, err
-	}
-	lines := []string{"link set lo up", "link set " + Parent + " up"}
-	for _, addr := range addrs {
-		line := "addr add " + addr.String() + " dev " + Parent
-		if addr.Addr().Is6() {
-			line += " nodad" // duplicate detection would take a second
-		}
-		lines = append(lines, line)
-	}
-	return h, h.ip(ctx, lines...)
+	return h, h.boot(ctx)
 }

@@ -225,3 +225,35 @@ func host(t *testing.T, l *Lab, name string, addrs ...string) *Host {
 	}
 	return h
 }
+
+// A host that is started again is on the switch with its addresses, without its
+// containers and what is only there while it runs.
+func TestReboot(t *testing.T) {
+	t.Parallel()
+	l := Test(t)
+	h1 := host(t, l, "h1", "192.0.2.1/24")
+	h2 := host(t, l, "h2", "192.0.2.2/24")
+	if _, err := h1.AddContainer(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{h1.DataDir, h1.RunDir} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h1.Reboot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := namespaces(h1.ID); len(left) > 0 || err != nil {
+		t.Errorf("containers: %v, %v", left, err)
+	}
+	if _, err := os.Stat(h1.RunDir); !os.IsNotExist(err) {
+		t.Errorf("RunDir is left: %v", err)
+	}
+	if _, err := os.Stat(h1.DataDir); err != nil {
+		t.Error(err)
+	}
+	if ok, err := h2.Ping(t.Context(), netip.MustParseAddr("192.0.2.1"), 10*time.Second); !ok || err != nil {
+		t.Errorf("it does not answer: %v", err)
+	}
+}
