@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/underlay-cni/underlay/e2e/cluster"
 )
 
 const defaultLoad = 2 * time.Minute
@@ -20,7 +22,7 @@ const defaultLoad = 2 * time.Minute
 // storm is what workers and nemesis share.
 type storm struct {
 	t       *testing.T
-	bed     *bed
+	bed     *cluster.Cluster
 	history *history
 	seed    uint64
 	until   time.Time
@@ -80,11 +82,11 @@ func TestHistory(t *testing.T) {
 	}
 	nemeses.Wait()
 	s.calm.Store(true)
-	for _, n := range s.bed.nodes {
-		n.ahead(0)
+	for _, n := range s.bed.Nodes {
+		n.Ahead(0)
 	}
 	wg.Wait()
-	s.bed.ready(time.Minute)
+	s.bed.Ready(time.Minute)
 	defer s.keep()
 	again, moved := loyal(s.history.calls)
 	t.Logf("seed %d, %s: %s; owners had their address again %d times, and another one %d times", seed, time.Since(s.history.began).Round(time.Second), s, again, moved)
@@ -93,8 +95,8 @@ func TestHistory(t *testing.T) {
 		t.Log("what comes after quiet is looked at all the same")
 	}
 	s.quiet()
-	s.settle()
-	s.agree()
+	s.bed.Settle()
+	s.bed.Agree()
 	s.fill()
 	s.said()
 	for _, finding := range judge(s.history.calls, time.Minute) {
@@ -114,7 +116,7 @@ func TestHistory(t *testing.T) {
 // crew makes the workers, with a container each, or one on each host.
 func (s *storm) crew() (crew []*worker) {
 	s.t.Helper()
-	for host, n := range s.bed.nodes {
+	for host, n := range s.bed.Nodes {
 		for i := range workers {
 			w := &worker{storm: s, name: fmt.Sprintf("w%d%s", i, n.Name), home: host, pool: "soft", netns: map[int]string{}}
 			w.choose = rand.New(rand.NewPCG(s.seed, uint64(100+len(crew))))
@@ -126,7 +128,7 @@ func (s *storm) crew() (crew []*worker) {
 				w.pool = "strict"
 			}
 			for _, h := range at {
-				c, err := s.bed.nodes[h].AddContainer(s.t.Context(), w.name)
+				c, err := s.bed.Nodes[h].AddContainer(s.t.Context(), w.name)
 				if err != nil {
 					s.t.Fatal(err)
 				}

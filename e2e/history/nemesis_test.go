@@ -6,6 +6,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/underlay-cni/underlay/e2e/cluster"
 )
 
 // jumps are where clocks are set to.
@@ -34,7 +36,7 @@ func (n *nemesis) rest(least, most time.Duration) {
 // harm lets all loose, each with choices of its own.
 func (s *storm) harm(wg *sync.WaitGroup) {
 	deeds := []func(*nemesis){(*nemesis).killMembers, (*nemesis).cut, (*nemesis).cut, (*nemesis).setClocks, (*nemesis).shift}
-	for _, n := range s.bed.nodes {
+	for _, n := range s.bed.Nodes {
 		deeds = append(deeds, func(x *nemesis) { x.disturb(n) })
 	}
 	for i, deed := range deeds {
@@ -44,17 +46,17 @@ func (s *storm) harm(wg *sync.WaitGroup) {
 }
 
 // disturb is what happens to an agent.
-func (n *nemesis) disturb(a *node) {
+func (n *nemesis) disturb(a *cluster.Node) {
 	for !n.over() {
 		n.rest(time.Second, 8*time.Second)
 		switch n.choose.IntN(6) {
 		case 0:
 			n.count("agent killed")
-			a.end(syscall.SIGKILL)
+			a.End(syscall.SIGKILL)
 			n.rest(0, 2*time.Second)
 		case 1:
 			n.count("agent stopped")
-			a.end(syscall.SIGTERM)
+			a.End(syscall.SIGTERM)
 			n.rest(0, 2*time.Second)
 		case 2, 3:
 			n.count("agent frozen")
@@ -62,12 +64,12 @@ func (n *nemesis) disturb(a *node) {
 			if n.choose.IntN(2) == 0 {
 				least, most = 6*time.Second, 25*time.Second // DELs give up, and its session may end
 			}
-			a.signal(syscall.SIGSTOP)
+			a.Signal(syscall.SIGSTOP)
 			n.rest(least, most)
-			a.signal(syscall.SIGCONT)
+			a.Signal(syscall.SIGCONT)
 			continue
 		default:
-			a.end(syscall.SIGKILL)
+			a.End(syscall.SIGKILL)
 			at := points[n.choose.IntN(3)]
 			if n.choose.IntN(2) == 0 {
 				at = "ledger.intent.kept"
@@ -75,15 +77,15 @@ func (n *nemesis) disturb(a *node) {
 			if n.choose.IntN(2) == 0 {
 				at = fmt.Sprintf("#%d", 1+n.choose.IntN(200))
 			}
-			a.start("UNDERLAY_FAULT=" + at)
-			if a.died(n.between(time.Second, 5*time.Second)) {
+			a.Start("UNDERLAY_FAULT=" + at)
+			if a.Died(n.between(time.Second, 5*time.Second)) {
 				n.count("agent died at a fault point")
 			}
-			a.end(syscall.SIGKILL)
+			a.End(syscall.SIGKILL)
 		}
-		a.start()
+		a.Start()
 	}
-	a.start()
+	a.Start()
 }
 
 // killMembers kills one member of the registry, or most of them.
@@ -93,11 +95,11 @@ func (n *nemesis) killMembers() {
 		order := n.choose.Perm(members)[:1+n.choose.IntN(5)/4]
 		for _, i := range order {
 			n.count("member killed")
-			n.bed.members[i].end(syscall.SIGKILL)
+			n.bed.Members[i].End(syscall.SIGKILL)
 		}
 		n.rest(500*time.Millisecond, 5*time.Second)
 		for _, i := range order {
-			n.bed.members[i].start()
+			n.bed.Members[i].Start()
 		}
 	}
 }
@@ -106,14 +108,14 @@ func (n *nemesis) killMembers() {
 func (n *nemesis) cut() {
 	for !n.over() {
 		n.rest(2*time.Second, 10*time.Second)
-		p := n.bed.members[n.choose.IntN(members)]
+		p := n.bed.Members[n.choose.IntN(members)]
 		if n.choose.IntN(2) == 0 {
-			p = n.bed.nodes[n.choose.IntN(hosts)].process
+			p = n.bed.Nodes[n.choose.IntN(hosts)].Process
 		}
 		n.count("partition")
-		n.bed.cut(p, true)
+		p.Cut(true)
 		n.rest(time.Second, 10*time.Second)
-		n.bed.cut(p, false)
+		p.Cut(false)
 	}
 }
 
@@ -122,7 +124,7 @@ func (n *nemesis) setClocks() {
 	for !n.over() {
 		n.rest(300*time.Millisecond, 3*time.Second)
 		n.count("clock set")
-		n.bed.nodes[n.choose.IntN(hosts)].ahead(jumps[n.choose.IntN(len(jumps))])
+		n.bed.Nodes[n.choose.IntN(hosts)].Ahead(jumps[n.choose.IntN(len(jumps))])
 	}
 }
 

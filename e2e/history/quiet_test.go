@@ -1,20 +1,15 @@
 package history_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/underlay-cni/underlay/ipam"
-	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
 )
 
@@ -24,8 +19,8 @@ func (s *storm) quiet() {
 	var held []string
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		held = nil
-		for _, n := range s.bed.nodes {
-			recs, err := n.api.Addresses(s.t.Context(), api.AddressFilter{State: ipam.Held})
+		for _, n := range s.bed.Nodes {
+			recs, err := n.API.Addresses(s.t.Context(), api.AddressFilter{State: ipam.Held})
 			if err != nil {
 				held = append(held, err.Error())
 			}
@@ -54,82 +49,11 @@ func (s *storm) of(text string) string {
 	return strings.Join(lines[max(0, len(lines)-12):], "\n")
 }
 
-// leases are what the registry says, by node name, in order.
-func (s *storm) leases() (map[string][]netip.Addr, string, error) {
-	all, err := s.bed.nodes[0].api.Leases(s.t.Context(), api.LeaseFilter{})
-	if err != nil {
-		return nil, "", err
-	}
-	out := map[string][]netip.Addr{}
-	for _, n := range s.bed.nodes {
-		out[n.Name] = nil // it may have given away all it had
-	}
-	for _, l := range all {
-		for a := l.CIDR.Addr(); l.CIDR.Contains(a); a = a.Next() {
-			has := l.Owner
-			for _, g := range l.Given {
-				if g.Address == a {
-					has = g.Node
-				}
-			}
-			if has != nil {
-				out[has.Name] = append(out[has.Name], a)
-			}
-		}
-	}
-	for _, list := range out {
-		slices.SortFunc(list, netip.Addr.Compare)
-	}
-	text, err := json.Marshal(all)
-	return out, string(text), err
-}
-
-// settle waits until nothing in the registry has changed for a while.
-func (s *storm) settle() {
-	last, since := "", time.Now()
-	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
-		_, text, err := s.leases()
-		switch {
-		case err != nil || text != last:
-			last, since = text, time.Now()
-		case time.Since(since) > 12*time.Second: // longer than between two rounds
-			return
-		}
-	}
-	s.t.Error("the registry does not come to rest")
-}
-
-// agree: ledgers are sound, and have what the registry says, no more and no
-// less.
-func (s *storm) agree() {
-	want, text, err := s.leases()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for _, n := range s.bed.nodes {
-		n.end(syscall.SIGTERM)
-	}
-	got := map[string][]netip.Addr{}
-	for _, n := range s.bed.nodes {
-		if got[n.Name], err = s.read(n); err != nil {
-			s.t.Errorf("ledger of %s: %v", n.Name, err)
-		}
-	}
-	compare := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
-	if diff := cmp.Diff(want, got, compare); diff != "" {
-		s.t.Errorf("what nodes have (-registry +ledgers):\n%s\n%s", diff, text)
-	}
-	for _, n := range s.bed.nodes {
-		n.start()
-	}
-	s.bed.ready(time.Minute)
-}
-
 // said: no agent has found an address in use that is another node's, nor fallen
 // into a panic.
 func (s *storm) said() {
-	for _, n := range s.bed.nodes {
-		text, err := os.ReadFile(n.log.Name())
+	for _, n := range s.bed.Nodes {
+		text, err := os.ReadFile(n.Log())
 		if err != nil {
 			s.t.Error(err)
 		}
@@ -139,40 +63,6 @@ func (s *storm) said() {
 			}
 		}
 	}
-}
-
-// read looks into a ledger, and returns all addresses of the cluster's pools
-// that are the node's by it.
-func (s *storm) read(n *node) (addrs []netip.Addr, err error) {
-	l, err := ledger.Open(s.t.Context(), ledger.Options{DataDir: n.DataDir, RunDir: n.RunDir, ReadOnly: true})
-	if err != nil {
-		return nil, err
-	}
-	defer l.Close()
-	findings, err := l.Check()
-	if err != nil || len(findings) > 0 {
-		s.t.Errorf("ledger of %s: %q, %v", n.Name, findings, err)
-	}
-	pools, err := l.Pools()
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range pools {
-		blocks, err := l.Blocks(p.UUID)
-		if err != nil {
-			return nil, err
-		}
-		for _, b := range blocks {
-			for a, m := range b.Marks {
-				if m.To.Node != "" || m.To.Key != "" {
-					s.t.Errorf("ledger of %s: %s is still on its way to %+v", n.Name, a, m.To)
-				}
-				addrs = append(addrs, a)
-			}
-		}
-	}
-	slices.SortFunc(addrs, netip.Addr.Compare)
-	return addrs, nil
 }
 
 // fill takes each address of the pools, from the hosts in turn. What the strict
@@ -194,7 +84,7 @@ func (s *storm) fill() {
 func (s *storm) take(pool string, size int, owners []string) int {
 	taken, last := map[netip.Addr]bool{}, ""
 	add := func(i, tries int) (c call) {
-		n := s.bed.nodes[i%hosts]
+		n := s.bed.Nodes[i%hosts]
 		a := &attachment{worker: &worker{storm: s, pool: pool, owner: owners[i]}, node: n, netns: n.Path + "-w15" + n.Name}
 		a.id = fmt.Sprintf("%s-%s-%d", pool, n.Name, len(taken))
 		for range tries {

@@ -11,11 +11,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/underlay-cni/underlay/e2e/cluster"
 )
 
 const (
@@ -53,7 +56,7 @@ type worker struct {
 // attachment is as its runtime knows it.
 type attachment struct {
 	*worker
-	node      *node
+	node      *cluster.Node
 	netns, id string
 	addr      netip.Addr // the zero Addr unless the last ADD was ok, and no DEL came
 	// gone: a DEL was ok, and no ADD came.
@@ -80,7 +83,7 @@ func (w *worker) live() {
 	if w.owner != "" {
 		host = w.choose.IntN(hosts)
 	}
-	a := &attachment{worker: w, node: w.bed.nodes[host], netns: w.netns[host], id: w.name}
+	a := &attachment{worker: w, node: w.bed.Nodes[host], netns: w.netns[host], id: w.name}
 	if w.choose.IntN(2) == 0 || w.kept != nil {
 		w.lives++ // else it is a container that is started again
 		a.id = fmt.Sprintf("%s-%d", w.name, w.lives)
@@ -134,7 +137,7 @@ func (a *attachment) del() outcome {
 func (a *attachment) call(verb string) call {
 	ctx, cancel := context.WithTimeout(context.Background(), enough)
 	defer cancel()
-	env := []string{"UNDERLAY_CLOCK=" + a.node.clock}
+	env := slices.Clone(a.node.Env)
 	killed := false
 	switch {
 	case a.calm.Load():
@@ -171,7 +174,7 @@ func (a *attachment) call(verb string) call {
 // plugin runs the IPAM plugin as a main plugin does.
 func (a *attachment) plugin(ctx context.Context, verb string, env []string) (out []byte, err error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "underlay"))
-	cmd.Stdin = strings.NewReader(a.node.conf(a.pool))
+	cmd.Stdin = strings.NewReader(conf(a.node, a.pool))
 	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+a.id, "CNI_NETNS="+a.netns, "CNI_IFNAME=eth0", "CNI_PATH="+bin)
 	cmd.Env = append(cmd.Env, env...)
 	if a.owner != "" {
