@@ -202,15 +202,21 @@ test-rooms: root ## tests of each package: plain, in namespaces, and of the real
 .PHONY: test-whole
 test-whole: root ## tests of the whole: repository rules, hosts on a switch
 	@$(call section,whole system)
-	go test -count=1 $$(go list ./e2e/... | grep -v -e /conformance$$ -e /vm/guest$$ -e /history$$ -e /crowd$$)
+	go test -count=1 $$(go list ./e2e/... | grep -v -e /conformance$$ -e /vm/guest$$ -e /history$$ -e /crowd$$ -e /chaos$$)
 	# These take all processors for minutes, and others' timing with them.
-	go test -count=1 -p 1 ./e2e/crowd ./e2e/history
+	go test -count=1 -p 1 ./e2e/crowd ./e2e/history ./e2e/chaos
 
 .PHONY: test-history
 test-history: PACKAGES := ca-certificates iproute2 etcd-server
 test-history: root packages ## judge a cluster's history under kills, partitions, clock jumps (FOR=10m, SEED=)
 	@$(call section,history of a cluster)
 	HISTORY_FOR=$(or $(FOR),10m) HISTORY_SEED=$(SEED) go test -count=1 -timeout 3h -v -run TestHistory ./e2e/history
+
+.PHONY: chaos
+chaos: PACKAGES := ca-certificates iproute2 iputils-ping nftables etcd-server
+chaos: root packages ## the fault campaign: three hosts, all plugins, every fault (DURATION=30m, SEED=, FAULT=name, JOURNAL=folder)
+	@$(call section,fault campaign)
+	go test -count=1 -timeout 3h -v ./e2e/chaos -duration $(or $(DURATION),30m) -seed $(or $(SEED),0) -fault '$(FAULT)' -journal '$(JOURNAL)'
 
 .PHONY: test-guest
 test-guest: PACKAGES := ca-certificates iproute2 iputils-ping $(GUEST)

@@ -1,0 +1,110 @@
+package chaos_test
+
+import (
+	"syscall"
+	"time"
+
+	"github.com/underlay-cni/underlay/e2e/cluster"
+)
+
+// ofHost are the faults of one host.
+var ofHost = []fault{
+	{"agent.kill", "the agent gets SIGKILL, and is started again", "plugins go on without it", 3, killAgent},
+	{"agent.stop", "the agent gets SIGTERM, and is started again", "plugins go on without it", 2, stopAgent},
+	{"agent.freeze", "the agent gets SIGSTOP, and SIGCONT", "DEL goes on", 2, freezeAgent},
+	{"netns.delete", "the namespace of a container is deleted", "its DEL succeeds; without one it is no more held in the end", 5, deleteNetns},
+	{"clock.set", "the host's clock jumps", "nothing that is held is given to others", 1, setClock},
+}
+
+// ofCluster are the faults of what hosts share.
+var ofCluster = []fault{
+	{"member.kill", "one member of etcd gets SIGKILL, or most of them", "hosts go on with what they lease", 2, killMembers},
+	{"wire.cut", "a host, or a member of etcd, is cut off", "it goes on with what it leases", 3, cutWire},
+}
+
+func killAgent(n *nemesis, h *host) error {
+	h.End(syscall.SIGKILL)
+	n.rest(0, 3*time.Second)
+	h.Start()
+	return nil
+}
+
+func stopAgent(n *nemesis, h *host) error {
+	h.End(syscall.SIGTERM)
+	n.rest(0, 3*time.Second)
+	h.Start()
+	return nil
+}
+
+func freezeAgent(n *nemesis, h *host) error {
+	h.Signal(syscall.SIGSTOP)
+	least, most := 300*time.Millisecond, 4*time.Second
+	if n.choose.IntN(3) == 0 {
+		least, most = 6*time.Second, 15*time.Second // DELs give up, and its session may end
+	}
+	n.rest(least, most)
+	h.Signal(syscall.SIGCONT)
+	return nil
+}
+
+// jumps are where clocks are set to.
+var jumps = []time.Duration{2 * time.Minute, -2 * time.Minute, 3 * time.Hour, -3 * time.Hour, 10 * 24 * time.Hour, -10 * 24 * time.Hour}
+
+func setClock(n *nemesis, h *host) error {
+	h.Ahead(jumps[n.choose.IntN(len(jumps))])
+	n.rest(time.Second, 5*time.Second)
+	h.Ahead(0)
+	return nil
+}
+
+func killMembers(n *nemesis, _ *host) error {
+	order := n.choose.Perm(cluster.Members)[:1+n.choose.IntN(5)/4]
+	for _, i := range order {
+		n.c.Members[i].End(syscall.SIGKILL)
+	}
+	n.rest(500*time.Millisecond, 6*time.Second)
+	for _, i := range order {
+		n.c.Members[i].Start()
+	}
+	return nil
+}
+
+func cutWire(n *nemesis, _ *host) error {
+	p := n.c.Members[n.choose.IntN(cluster.Members)]
+	if n.choose.IntN(2) == 0 {
+		h := n.hosts[n.choose.IntN(len(n.hosts))]
+		h.port.Lock() // else it may be gone
+		defer h.port.Unlock()
+		p = h.Process
+	}
+	n.note(p.Name, "is cut off")
+	p.Cut(true)
+	n.rest(time.Second, 8*time.Second)
+	p.Cut(false)
+	return nil
+}
+
+// deleteNetns picks a container of which nobody asks anything right now, or
+// takes the namespace away in the middle of a call.
+func deleteNetns(n *nemesis, h *host) error {
+	all := h.known()
+	if len(all) == 0 {
+		return nil
+	}
+	a := all[n.choose.IntN(len(all))]
+	idle := a.mu.TryLock()
+	if idle {
+		defer a.mu.Unlock()
+	}
+	h.gate.RLock()
+	defer h.gate.RUnlock()
+	if !a.delete() {
+		return nil
+	}
+	n.note(h.Name, "namespace of %s is deleted, idle %v", a, idle)
+	if idle && n.choose.IntN(3) == 0 {
+		n.note(h.Name, "nobody will DEL %s", a)
+		h.forget(a)
+	}
+	return nil
+}
