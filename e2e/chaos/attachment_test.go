@@ -46,12 +46,26 @@ type attachment struct {
 
 	// worker is whose it is.
 	worker string
-	// gone: its namespace was deleted. broken: so was its link, or its record, and
-	// there is nothing left to do but a DEL.
-	gone, broken atomic.Bool
+	// boot of the host that the container was made in.
+	boot int32
+	// deleted: its namespace was.
+	deleted atomic.Bool
 
 	mu    sync.Mutex // one call at a time
 	addrs []netip.Addr
+	// port is the host's eth1 of its first ADD, by number.
+	port int32
+	// spoilt: the ledger knows of it no more.
+	spoilt atomic.Bool
+}
+
+// gone: there is no namespace any more.
+func (a *attachment) gone() bool { return a.deleted.Load() || a.boot != a.h.boot.Load() }
+
+// broken: its link is gone, or its record, and there is nothing left to do but a
+// DEL.
+func (a *attachment) broken() bool {
+	return a.gone() || a.spoilt.Load() || a.kind.onParent && a.port != a.h.port.Load()
 }
 
 func (a *attachment) String() string {
@@ -60,15 +74,17 @@ func (a *attachment) String() string {
 
 // add is an ADD, of which nothing is left if it fails.
 func (a *attachment) add(choose *rand.Rand, calm bool) (outcome, error) {
-	a.h.know(a, true)
+	if !a.h.know(a, true) {
+		a.port = a.h.port.Load()
+	}
 	var result *current.Result
 	o, err := a.call("ADD", choose, calm, func(ctx context.Context, cni *lab.CNI) (err error) {
 		result, err = cni.Add(ctx, a.conf, a.rt)
 		return err
 	})
 	if o != ok {
-		if o == failed && len(a.addrs) == 0 && !a.gone.Load() && a.kind.whole {
-			if names := a.links(); names != "lo" {
+		if o == failed && len(a.addrs) == 0 && a.kind.whole {
+			if names := a.links(); names != "lo" && !a.gone() {
 				a.h.x.fail(a.h.Name, "ADD %s failed and left %s: %v", a, names, err)
 			}
 		}
@@ -84,7 +100,7 @@ func (a *attachment) add(choose *rand.Rand, calm bool) (outcome, error) {
 	}
 	a.addrs = addrs
 	a.h.x.holders.claim(a)
-	if a.gone.Load() {
+	if a.gone() {
 		a.h.x.holders.leave(a) // since then
 	}
 	return ok, nil
@@ -95,7 +111,7 @@ func (a *attachment) del(choose *rand.Rand, calm bool) outcome {
 	a.h.x.holders.leave(a)
 	o, err := a.call("DEL", choose, calm, func(ctx context.Context, cni *lab.CNI) error {
 		rt := *a.rt
-		if a.gone.Load() && choose.IntN(2) == 0 {
+		if a.gone() && choose.IntN(2) == 0 {
 			rt.NetNS = ""
 		}
 		return cni.Del(ctx, a.conf, &rt)
@@ -105,10 +121,8 @@ func (a *attachment) del(choose *rand.Rand, calm bool) outcome {
 		a.h.x.fail(a.h.Name, "DEL %s: %v", a, err)
 	case ok:
 		a.h.know(a, false)
-		if !a.gone.Load() {
-			if names := a.links(); names != "lo" {
-				a.h.x.fail(a.h.Name, "DEL %s left %s", a, names)
-			}
+		if names := a.links(); names != "lo" && !a.gone() {
+			a.h.x.fail(a.h.Name, "DEL %s left %s", a, names)
 		}
 	}
 	return o
@@ -172,7 +186,7 @@ func died(ctx context.Context, err error) bool {
 	return ctx.Err() != nil || strings.Contains(err.Error(), "signal: killed") || strings.Contains(err.Error(), "netplugin failed")
 }
 
-// links are the names of what is in the container.
+// links are the names of what is in the container, which may go meanwhile.
 func (a *attachment) links() string {
 	list, err := a.box.Links(context.Background())
 	if err != nil {
@@ -185,16 +199,19 @@ func (a *attachment) links() string {
 	return strings.Join(names, " ")
 }
 
-// know puts an attachment into the runtime's books, or takes it out.
-func (h *host) know(a *attachment, alive bool) {
+// know puts an attachment into the runtime's books, or takes it out, and says
+// whether it was there.
+func (h *host) know(a *attachment, alive bool) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	was := h.live[a]
 	delete(h.lost, a)
 	if alive {
 		h.live[a] = true
 	} else {
 		delete(h.live, a)
 	}
+	return was
 }
 
 // known are the attachments in the runtime's books, in order.
@@ -210,7 +227,7 @@ func (h *host) known() (list []*attachment) {
 
 // delete deletes the container's namespace, unless somebody has.
 func (a *attachment) delete() bool {
-	if a.gone.Swap(true) {
+	if a.gone() || a.deleted.Swap(true) {
 		return false
 	}
 	// Whoever sweeps leaks may let others have them.

@@ -38,9 +38,10 @@ type host struct {
 	// gate: a call to a plugin holds it for reading, and for writing a fault
 	// during which there is none.
 	gate sync.RWMutex
-	boot int
-	// port is held by who takes eth1, or the switch's port, away.
-	port sync.Mutex
+	// boot and port count how often the host, and its eth1, was there anew.
+	boot, port atomic.Int32
+	// wire is held by who takes eth1, or the switch's port, away.
+	wire sync.Mutex
 
 	mu sync.Mutex
 	// live are the attachments that have had an ADD and no DEL that was ok.
@@ -108,7 +109,8 @@ func (x *campaign) setUp() {
 
 // prepare gives a host its disk, and what others have on it.
 func (x *campaign) prepare(n *cluster.Node) error {
-	h := &host{Node: n, x: x, n: len(x.hosts) + 1, boot: 1, live: map[*attachment]bool{}, lost: map[*attachment]bool{}}
+	h := &host{Node: n, x: x, n: len(x.hosts) + 1, live: map[*attachment]bool{}, lost: map[*attachment]bool{}}
+	h.boot.Store(1)
 	x.hosts = append(x.hosts, h)
 	if err := h.mount(); err != nil {
 		return err

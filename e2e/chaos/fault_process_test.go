@@ -13,6 +13,18 @@ var ofHost = []fault{
 	{"agent.stop", "the agent gets SIGTERM, and is started again", "plugins go on without it", 2, stopAgent},
 	{"agent.freeze", "the agent gets SIGSTOP, and SIGCONT", "DEL goes on", 2, freezeAgent},
 	{"netns.delete", "the namespace of a container is deleted", "its DEL succeeds; without one it is no more held in the end", 5, deleteNetns},
+	{"parent.down", "eth1 is set down, and up again with its addresses", "containers are reached again", 2, downParent},
+	{"parent.rename", "eth1 gets another name, and its own again", "DEL goes on; containers are reached again", 2, renameParent},
+	{"parent.remove", "eth1 is removed, and made anew", "DEL goes on where links are gone", 1, removeParent},
+	{"rules.flush", "all nftables are flushed, and others make theirs again", "ours are back", 2, flushRules},
+	{"routes.delete", "our routes to peers are deleted", "they are back", 2, deleteRoutes},
+	{"fdb.delete", "FDB entries and neighbours of peers are deleted", "they are back", 2, deleteFDB},
+	{"vxlan.delete", "a VXLAN device is deleted", "it is back with its peers", 1, deleteVXLAN},
+	{"disk.full", "the disk of the host's state is full", "DEL goes on", 2, fillDisk},
+	{"disk.readonly", "the disk of the host's state is read-only", "DEL goes on, and is done when it is not any more", 2, lockDisk},
+	{"ledger.damage", "the ledger is damaged, cut short, removed or put back, and made anew",
+		"an ADD is refused and says what to do; after that all that is attached is known", 2, damageLedger},
+	{"boot", "the host is started again", "nothing of before is held", 1, reboot},
 	{"clock.set", "the host's clock jumps", "nothing that is held is given to others", 1, setClock},
 }
 
@@ -73,8 +85,8 @@ func cutWire(n *nemesis, _ *host) error {
 	p := n.c.Members[n.choose.IntN(cluster.Members)]
 	if n.choose.IntN(2) == 0 {
 		h := n.hosts[n.choose.IntN(len(n.hosts))]
-		h.port.Lock() // else it may be gone
-		defer h.port.Unlock()
+		h.wire.Lock() // else it may be gone
+		defer h.wire.Unlock()
 		p = h.Process
 	}
 	n.note(p.Name, "is cut off")

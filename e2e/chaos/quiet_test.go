@@ -39,7 +39,7 @@ func (x *campaign) quiet(round int) {
 		all.Go(func() {
 			choose := x.random(uint64(200+i), round)
 			for _, a := range h.known() {
-				if a.gone.Load() || a.broken.Load() {
+				if a.broken() {
 					a.end(choose, true)
 				}
 			}

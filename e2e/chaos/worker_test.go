@@ -43,7 +43,7 @@ func (w *worker) step() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch n := w.choose.IntN(20); {
-	case a.gone.Load(), a.broken.Load(), n < 5:
+	case a.broken(), n < 5:
 		a.end(w.choose, false)
 	case n < 8 && !a.kind.others:
 		if o, _ := a.add(w.choose, false); o != ok {
@@ -76,7 +76,7 @@ func (w *worker) begin() {
 	switch o, _ := a.add(w.choose, false); {
 	case o == ok:
 		w.mine = append(w.mine, a)
-	case o == failed && k.whole && !a.gone.Load() && w.choose.IntN(2) == 0:
+	case o == failed && k.whole && !a.gone() && w.choose.IntN(2) == 0:
 		// Of an ADD that fails nothing is left: no DEL is needed.
 		w.know(a, false)
 		a.remove()
@@ -93,7 +93,7 @@ func (h *host) attachment(k *kind, name string, choose *rand.Rand) (*attachment,
 	if err != nil {
 		return nil, err
 	}
-	a := &attachment{h: h, kind: k, conf: k.conf(h.n, choose), box: box, rt: box.Runtime(), worker: name[:2]}
+	a := &attachment{h: h, kind: k, conf: k.conf(h.n, choose), box: box, rt: box.Runtime(), worker: name[:2], boot: h.boot.Load()}
 	if k.onParent && choose.IntN(2) == 0 {
 		// Else the MAC follows from the address, and the kernel, which has each
 		// MAC once on a parent, would see to it that the address is, too.
