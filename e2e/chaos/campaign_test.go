@@ -40,7 +40,9 @@ type host struct {
 	gate sync.RWMutex
 	// boot and port count how often the host, and its eth1, was there anew.
 	boot, port atomic.Int32
-	// wire is held by who takes eth1, or the switch's port, away.
+	// stay is held for reading by who needs the host to be there, and wire by who
+	// takes eth1, or the switch's port, away. Before gate, both.
+	stay sync.RWMutex
 	wire sync.Mutex
 
 	mu sync.Mutex
@@ -131,7 +133,8 @@ func (x *campaign) round(number int) {
 				(&worker{host: h, choose: x.random(uint64(100+10*i+w), number), name: fmt.Sprintf("w%d", w)}).run(number)
 			})
 		}
-		all.Go(func() { (&nemesis{x, x.random(uint64(10+i), number)}).harm(h, ofHost) })
+		all.Go(func() { (&nemesis{x, x.random(uint64(10+i), number)}).harm(h, ofState) })
+		all.Go(func() { (&nemesis{x, x.random(uint64(20+i), number)}).harm(h, ofKernel) })
 	}
 	all.Go(func() { (&nemesis{x, x.random(1, number)}).harm(nil, ofCluster) })
 	all.Wait()

@@ -10,10 +10,10 @@ import (
 // reboot loses all but the host's state: containers, links, RunDir. Of some of
 // the containers the runtime knows afterwards, and sends a DEL.
 func reboot(n *nemesis, h *host) error {
+	h.stay.Lock()
+	defer h.stay.Unlock()
 	h.gate.Lock()
 	defer h.gate.Unlock()
-	h.wire.Lock()
-	defer h.wire.Unlock()
 	h.others.mu.Lock()
 	defer h.others.mu.Unlock()
 	h.End(syscall.SIGKILL)

@@ -50,17 +50,56 @@ func damageLedger(n *nemesis, h *host) error {
 }
 
 func (h *host) spoil(n *nemesis) error {
+	db := filepath.Join(h.DataDir, "ledger.db")
+	i := n.choose.IntN(len(spoils) + 1)
+	if i == len(spoils) {
+		return h.putBack(n, db)
+	}
 	h.gate.Lock()
 	defer h.gate.Unlock()
 	h.End(syscall.SIGKILL)
-	what, err := spoils[n.choose.IntN(len(spoils))](n, filepath.Join(h.DataDir, "ledger.db"))
+	what, err := spoils[i](n, db)
 	n.note(h.Name, "ledger: %s", what)
 	return err
 }
 
+// putBack is somebody who takes a copy of the file for a backup: what has been
+// attached since, it does not know.
+func (h *host) putBack(n *nemesis, db string) error {
+	h.gate.Lock()
+	h.End(syscall.SIGKILL)
+	old, err := os.ReadFile(db)
+	h.gate.Unlock()
+	if err != nil {
+		return err
+	}
+	h.Start()
+	n.rest(200*time.Millisecond, 2*time.Second)
+	a, err := h.attachment(kinds[len(kinds)-1], fmt.Sprintf("wi%d", n.choose.Uint32()), n.choose)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	defer a.end(n.choose, true)
+	err = within(soon, func() error { _, err := a.add(n.choose, true); return err })
+	h.gate.Lock()
+	defer h.gate.Unlock()
+	h.End(syscall.SIGKILL)
+	n.note(h.Name, "ledger: a copy of before is put back")
+	return errors.Join(err, os.WriteFile(db, old, 0o600))
+}
+
+// witness is a container for a call of its own.
+func (h *host) witness(n *nemesis) (*attachment, error) {
+	return h.attachment(kinds[n.choose.IntN(2)], fmt.Sprintf("wi%d", n.choose.Uint32()), n.choose)
+}
+
 // refused: an ADD says what is wrong, and what to do.
 func (h *host) refused(n *nemesis) error {
-	a, err := h.attachment(kinds[n.choose.IntN(2)], fmt.Sprintf("dr%d", n.choose.Uint32()), n.choose)
+	h.wire.Lock() // a parent that is not there is refused, too
+	defer h.wire.Unlock()
+	a, err := h.witness(n)
 	if err != nil {
 		return err
 	}
@@ -82,6 +121,9 @@ const alone = `for f in /run/netns/*; do case $f in "/run/netns/$0"|"/run/netns/
 
 // rebuild makes the ledger anew, with what is attached now.
 func (h *host) rebuild() error {
+	// Links are told by the parents that they have now.
+	h.wire.Lock()
+	defer h.wire.Unlock()
 	h.gate.Lock()
 	defer h.gate.Unlock()
 	h.End(syscall.SIGTERM)

@@ -40,8 +40,8 @@ func renameParent(n *nemesis, h *host) error {
 func removeParent(n *nemesis, h *host) error {
 	h.wire.Lock()
 	defer h.wire.Unlock()
-	err := h.Unplug(context.Background())
 	h.port.Add(1)
+	err := h.Unplug(context.Background())
 	n.rest(300*time.Millisecond, 4*time.Second)
 	// What was attached meanwhile has no link either.
 	h.port.Add(1)

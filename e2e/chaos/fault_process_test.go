@@ -7,19 +7,11 @@ import (
 	"github.com/underlay-cni/underlay/e2e/cluster"
 )
 
-// ofHost are the faults of one host.
-var ofHost = []fault{
+// ofState are the faults of a host's agent and its files, one at a time.
+var ofState = []fault{
 	{"agent.kill", "the agent gets SIGKILL, and is started again", "plugins go on without it", 3, killAgent},
 	{"agent.stop", "the agent gets SIGTERM, and is started again", "plugins go on without it", 2, stopAgent},
-	{"agent.freeze", "the agent gets SIGSTOP, and SIGCONT", "DEL goes on", 2, freezeAgent},
-	{"netns.delete", "the namespace of a container is deleted", "its DEL succeeds; without one it is no more held in the end", 5, deleteNetns},
-	{"parent.down", "eth1 is set down, and up again with its addresses", "containers are reached again", 2, downParent},
-	{"parent.rename", "eth1 gets another name, and its own again", "DEL goes on; containers are reached again", 2, renameParent},
-	{"parent.remove", "eth1 is removed, and made anew", "DEL goes on where links are gone", 1, removeParent},
-	{"rules.flush", "all nftables are flushed, and others make theirs again", "ours are back", 2, flushRules},
-	{"routes.delete", "our routes to peers are deleted", "they are back", 2, deleteRoutes},
-	{"fdb.delete", "FDB entries and neighbours of peers are deleted", "they are back", 2, deleteFDB},
-	{"vxlan.delete", "a VXLAN device is deleted", "it is back with its peers", 1, deleteVXLAN},
+	{"agent.freeze", "the agent gets SIGSTOP, and SIGCONT", "DEL goes on", 3, freezeAgent},
 	{"disk.full", "the disk of the host's state is full", "DEL goes on", 2, fillDisk},
 	{"disk.readonly", "the disk of the host's state is read-only", "DEL goes on, and is done when it is not any more", 2, lockDisk},
 	{"ledger.damage", "the ledger is damaged, cut short, removed or put back, and made anew",
@@ -28,10 +20,31 @@ var ofHost = []fault{
 	{"clock.set", "the host's clock jumps", "nothing that is held is given to others", 1, setClock},
 }
 
+// ofKernel are the faults of what is in a host's kernel, beside the others.
+var ofKernel = []fault{
+	{"netns.delete", "the namespace of a container is deleted", "its DEL succeeds; without one it is no more held in the end", 6, stays(deleteNetns)},
+	{"parent.down", "eth1 is set down, and up again with its addresses", "containers are reached again", 2, stays(downParent)},
+	{"parent.rename", "eth1 gets another name, and its own again", "DEL goes on; containers are reached again", 2, stays(renameParent)},
+	{"parent.remove", "eth1 is removed, and made anew", "DEL goes on where links are gone", 1, stays(removeParent)},
+	{"rules.flush", "all nftables are flushed, and others make theirs again, or ours are deleted", "ours are back", 2, stays(flushRules)},
+	{"routes.delete", "our routes to peers are deleted", "they are back", 2, stays(deleteRoutes)},
+	{"fdb.delete", "FDB entries and neighbours of peers are deleted", "they are back", 2, stays(deleteFDB)},
+	{"vxlan.delete", "a VXLAN device is deleted", "it is back with its peers", 1, stays(deleteVXLAN)},
+}
+
 // ofCluster are the faults of what hosts share.
 var ofCluster = []fault{
 	{"member.kill", "one member of etcd gets SIGKILL, or most of them", "hosts go on with what they lease", 2, killMembers},
 	{"wire.cut", "a host, or a member of etcd, is cut off", "it goes on with what it leases", 3, cutWire},
+}
+
+// stays is a fault during which the host is not started again.
+func stays(do func(*nemesis, *host) error) func(*nemesis, *host) error {
+	return func(n *nemesis, h *host) error {
+		h.stay.RLock()
+		defer h.stay.RUnlock()
+		return do(n, h)
+	}
 }
 
 func killAgent(n *nemesis, h *host) error {
@@ -85,6 +98,8 @@ func cutWire(n *nemesis, _ *host) error {
 	p := n.c.Members[n.choose.IntN(cluster.Members)]
 	if n.choose.IntN(2) == 0 {
 		h := n.hosts[n.choose.IntN(len(n.hosts))]
+		h.stay.RLock()
+		defer h.stay.RUnlock()
 		h.wire.Lock() // else it may be gone
 		defer h.wire.Unlock()
 		p = h.Process

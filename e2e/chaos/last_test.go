@@ -10,14 +10,14 @@ import (
 // last is what holds at the end of all.
 func (x *campaign) last() {
 	x.note("", "the end")
-	x.hosts[0].collectAll()
+	x.hosts[0].collectAll(false)
 	for _, h := range x.hosts {
 		if err := within(swept, func() error { return h.books(false) }); err != nil {
 			x.fail(h.Name, "leaks are not released: %v", err)
 		}
 	}
 	for _, h := range x.hosts {
-		h.collectAll() // what they shared
+		h.collectAll(false) // what they shared
 		h.mu.Lock()
 		clear(h.lost)
 		h.mu.Unlock()
@@ -48,9 +48,9 @@ func (x *campaign) last() {
 	}
 }
 
-func (h *host) collectAll() {
+func (h *host) collectAll(lost bool) {
 	for _, k := range kinds {
-		h.collect(k)
+		h.collect(k, lost)
 	}
 }
 

@@ -41,7 +41,7 @@ func (n *nemesis) harm(h *host, table []fault) {
 		where = h.Name
 	}
 	for len(from) > 0 {
-		n.rest(500*time.Millisecond, 4*time.Second)
+		n.rest(300*time.Millisecond, 3*time.Second)
 		if n.over() || n.t.Failed() {
 			return
 		}

@@ -43,6 +43,8 @@ func (x *campaign) quiet(round int) {
 					a.end(choose, true)
 				}
 			}
+			// A DEL that nobody could tell who else there is leaves what they share.
+			h.collectAll(true)
 			h.expect("ledger", func() error { return h.books(true) })
 			h.expect("kernel", h.kernel)
 			for _, a := range h.known() {
@@ -63,13 +65,20 @@ func (h *host) expect(what string, f func() error) {
 	if h.x.t.Failed() {
 		return
 	}
-	began := time.Now()
-	if err := within(soon, f); err != nil {
+	began, first := time.Now(), error(nil)
+	err := within(soon, func() error {
+		err := f()
+		if first == nil {
+			first = err
+		}
+		return err
+	})
+	if err != nil {
 		h.x.fail(h.Name, "%s, %s after all faults were undone: %v", what, soon, err)
 		return
 	}
 	if took := time.Since(began); took > 2*time.Second {
-		h.x.note(h.Name, "%s is right after %s", what, took.Round(time.Millisecond))
+		h.x.note(h.Name, "%s is right after %s: %v", what, took.Round(time.Millisecond), first)
 	}
 }
 

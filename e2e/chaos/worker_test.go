@@ -3,6 +3,7 @@ package chaos_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -50,7 +51,9 @@ func (w *worker) step() {
 			a.end(w.choose, false) // as a runtime does
 		}
 	case n == 8:
-		w.collect(a.kind)
+		w.collect(a.kind, false)
+	case n == 9:
+		w.status(a.kind)
 	default:
 		_, _ = a.check(w.choose, false)
 	}
@@ -125,15 +128,37 @@ func (a *attachment) remove() {
 	a.delete()
 }
 
-// collect is GC of a network: all that the runtime knows is valid.
-func (h *host) collect(k *kind) {
+// status is asked by runtimes all the time, which change nothing by it.
+func (w *worker) status(k *kind) {
+	w.gate.RLock()
+	defer w.gate.RUnlock()
+	ctx, cancel := after(enough)
+	defer cancel()
+	cni := w.CNI(bin)
+	cni.Env = w.Env
+	err := cni.Status(ctx, k.conf(w.n, w.choose))
+	w.x.count(fmt.Sprintf("STATUS %v", map[bool]outcome{true: ok, false: failed}[err == nil]))
+	if ctx.Err() != nil {
+		w.x.fail(w.Name, "STATUS of %s has no answer", k.name)
+	}
+}
+
+// collect is GC of a network: all that the runtime knows is valid, and what was
+// lost if that is to be left to the agent.
+func (h *host) collect(k *kind, lost bool) {
 	if k.others {
 		return
 	}
 	h.gate.Lock() // what is added meanwhile would be on no list
 	defer h.gate.Unlock()
 	var valid []types.GCAttachment
-	for _, a := range h.known() {
+	all := h.known()
+	if lost {
+		h.mu.Lock()
+		all = slices.AppendSeq(all, maps.Keys(h.lost))
+		h.mu.Unlock()
+	}
+	for _, a := range all {
 		if a.kind == k {
 			valid = append(valid, types.GCAttachment{ContainerID: a.rt.ContainerID, IfName: a.rt.IfName})
 		}
