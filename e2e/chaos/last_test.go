@@ -3,6 +3,8 @@ package chaos_test
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"time"
 )
@@ -45,6 +47,23 @@ func (x *campaign) last() {
 		h.expect("empty ledger", func() error { return h.books(false) })
 		h.expect("kernel", h.kernel)
 		h.others.look(h)
+		h.said()
+	}
+}
+
+// never is what no agent says: that it has fallen into a panic, or has given out
+// what others have.
+var never = []string{"panic:", "fatal error:", "event=addressLost", "event=nodeRenewed"}
+
+func (h *host) said() {
+	text, err := os.ReadFile(h.Log())
+	if err != nil {
+		h.x.fail(h.Name, "%v", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if slices.ContainsFunc(never, func(what string) bool { return strings.Contains(line, what) }) {
+			h.x.fail(h.Name, "its agent says: %s", line)
+		}
 	}
 }
 
