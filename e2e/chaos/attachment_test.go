@@ -118,7 +118,10 @@ func (a *attachment) del(choose *rand.Rand, calm bool) outcome {
 	})
 	switch o {
 	case failed:
-		a.h.x.fail(a.h.Name, "DEL %s: %v", a, err)
+		// The reference fails where a namespace is about to go; it is tried again.
+		if !a.kind.others {
+			a.h.x.fail(a.h.Name, "DEL %s: %v", a, err)
+		}
 	case ok:
 		a.h.know(a, false)
 		if names := a.links(); names != "lo" && !a.gone() {
