@@ -99,7 +99,9 @@ func (a *attachment) add(choose *rand.Rand, calm bool) (outcome, error) {
 		a.h.x.fail(a.h.Name, "a repeated ADD of %s gives %v", a, addrs)
 	}
 	a.addrs = addrs
-	a.h.x.holders.claim(a)
+	if other := a.h.x.holders.claim(a); other != nil {
+		a.h.x.both("an ADD has given out an", a, other)
+	}
 	if a.gone() {
 		a.h.x.holders.leave(a) // since then
 	}
@@ -129,6 +131,19 @@ func (a *attachment) del(choose *rand.Rand, calm bool) outcome {
 		}
 	}
 	return o
+}
+
+// delBefore is a DEL without a namespace of what was never attached, which
+// nerdctl sends before each ADD.
+func (a *attachment) delBefore(choose *rand.Rand) {
+	o, err := a.call("DEL", choose, false, func(ctx context.Context, cni *lab.CNI) error {
+		rt := *a.rt
+		rt.NetNS = ""
+		return cni.Del(ctx, a.conf, &rt)
+	})
+	if o == failed && !a.kind.others {
+		a.h.x.fail(a.h.Name, "DEL %s before its ADD: %v", a, err)
+	}
 }
 
 func (a *attachment) check(choose *rand.Rand, calm bool) (outcome, error) {

@@ -21,18 +21,19 @@ type held struct {
 
 func newHolders() *holders { return &holders{of: map[held]*attachment{}} }
 
-// claim: an ADD has returned addresses, which nobody else has.
-func (s *holders) claim(a *attachment) {
+// claim: an ADD has returned addresses, which nobody else has. It returns the one
+// who has.
+func (s *holders) claim(a *attachment) (other *attachment) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, addr := range a.addrs {
 		k := held{a.kind.scope(a.h), addr}
-		if other := s.of[k]; other != nil && other != a {
-			a.h.x.fail(a.h.Name, "ADD %s was given %s, which %s on %s has:\n%s", a, addr, other, other.h.Name,
-				a.h.x.of(40, addr.String(), a.box.Name+" ", other.box.Name+" "))
+		if has := s.of[k]; has != nil && has != a {
+			other = has
 		}
 		s.of[k] = a
 	}
+	return other
 }
 
 // leave: from now on others may have the addresses.
@@ -70,23 +71,24 @@ func (x *campaign) watch() (stop func()) {
 // carriers: no two containers have a link with the same address. Whether a
 // namespace is there any more is not asked: it may go at any time.
 func (x *campaign) carriers() {
-	has := map[held]*attachment{}
+	seen := newHolders()
 	for _, h := range x.hosts {
 		for _, a := range h.known() {
 			if a.kind.others {
 				continue // a bridge plugin that fails leaves its link
 			}
-			for _, addr := range a.carries() {
-				k := held{a.kind.scope(h), addr}
-				if other := has[k]; other != nil && other.box != a.box {
-					x.fail(h.Name, "links of %s, and of %s on %s, have %s:\n%s", a, other, other.h.Name, addr,
-						x.of(40, addr.String(), a.box.Name+" ", other.box.Name+" "))
-				}
-				has[k] = a
+			carried := &attachment{h: h, kind: a.kind, box: a.box, addrs: a.carries()}
+			if other := seen.claim(carried); other != nil {
+				x.both("links carry the same", carried, other)
 			}
 		}
 	}
 	x.count("looks at links")
+}
+
+// both fails: two attachments have an address.
+func (x *campaign) both(what string, a, b *attachment) {
+	x.fail(a.h.Name, "%s address: %s, and %s on %s:\n%s", what, a, b, b.h.Name, x.of(40, "/"+a.box.Name+" ", "/"+b.box.Name+" "))
 }
 
 // carries are the addresses in the container that others can reach.

@@ -54,6 +54,15 @@ func (w *worker) step() {
 		w.collect(a.kind, false)
 	case n == 9:
 		w.status(a.kind)
+	case n == 10:
+		// A container that is started again.
+		if !a.detach(w.choose, false) {
+			return
+		}
+		a.addrs = nil
+		if o, _ := a.add(w.choose, false); o != ok {
+			a.end(w.choose, false)
+		}
 	default:
 		_, _ = a.check(w.choose, false)
 	}
@@ -76,6 +85,9 @@ func (w *worker) begin() {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if w.choose.IntN(4) == 0 {
+		a.delBefore(w.choose)
+	}
 	switch o, _ := a.add(w.choose, false); {
 	case o == ok:
 		w.mine = append(w.mine, a)
@@ -106,14 +118,22 @@ func (h *host) attachment(k *kind, name string, choose *rand.Rand) (*attachment,
 	return a, nil
 }
 
-// end is as many DELs as it takes to have one answered; then the container goes.
-func (a *attachment) end(choose *rand.Rand, calm bool) {
+// detach is as many DELs as it takes to have one answered.
+func (a *attachment) detach(choose *rand.Rand, calm bool) bool {
 	for tries := 0; a.del(choose, calm) != ok; tries++ {
 		if tries == 30 {
 			a.h.x.fail(a.h.Name, "no DEL of %s of 30 is ok", a)
-			return
+			return false
 		}
 		time.Sleep(50 * time.Millisecond)
+	}
+	return true
+}
+
+// end detaches; then the container goes.
+func (a *attachment) end(choose *rand.Rand, calm bool) {
+	if !a.detach(choose, calm) {
+		return
 	}
 	if choose.IntN(4) == 0 { // nobody knows it any more, and that is no reason to complain
 		a.del(choose, calm)
