@@ -155,6 +155,11 @@ func (h *host) rebuild() error {
 			a.spoilt.Store(true)
 			continue
 		}
+		if a.broken() {
+			// No link tells of it, so its addresses are free.
+			h.x.holders.leave(a)
+			continue
+		}
 		if !a.mu.TryLock() {
 			continue // it is being made, or removed
 		}
