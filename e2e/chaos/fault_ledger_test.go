@@ -143,6 +143,14 @@ func (h *host) rebuild() error {
 	if err := json.Unmarshal([]byte(out), &v); err != nil {
 		return fmt.Errorf("rebuild: %w: %s", err, out)
 	}
+	// What was damaged is kept beside the new one, until somebody has looked at it.
+	kept, err := filepath.Glob(filepath.Join(h.DataDir, "ledger.db.*.bad"))
+	for _, old := range kept {
+		err = errors.Join(err, os.Remove(old))
+	}
+	if err != nil {
+		return err
+	}
 	found := map[string][]string{}
 	for _, f := range v.Found {
 		for _, a := range f.Addresses {
