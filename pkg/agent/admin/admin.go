@@ -1,7 +1,8 @@
 // Package admin serves the Admin API of the agent, and its metrics, on a unix
-// socket. Whoever may open the socket may call all of it. The documents are
-// those of package api; what they say comes from the ledger, or from the
-// registry of the cluster, at the moment of the call.
+// socket. Root and the members of one group may call all of it; the kernel says
+// who calls, besides the mode of the socket. The documents are those of package
+// api; what they say comes from the ledger, or from the registry of the cluster,
+// at the moment of the call.
 package admin
 
 import (
@@ -14,11 +15,15 @@ import (
 	"net/http"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"time"
+	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
+	"github.com/underlay-cni/underlay/ipam/client/wire"
 	"github.com/underlay-cni/underlay/ipam/ledger"
 	"github.com/underlay-cni/underlay/ipam/registry"
 	"github.com/underlay-cni/underlay/pkg/agent/api"
@@ -112,12 +117,15 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Run serves until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
-	l, err := s.listen()
+	l, gid, err := s.listen()
 	if err != nil {
 		return err
 	}
 	server := &http.Server{
-		Handler:           s.handler(),
+		Handler: s.known(s.handler()),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peerKey{}, checkPeer(c, gid))
+		},
 		ReadHeaderTimeout: 5 * time.Second,
 		ErrorLog:          slog.NewLogLogger(s.conf.Log.Handler(), slog.LevelWarn),
 	}
@@ -140,28 +148,88 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-func (s *Server) listen() (net.Listener, error) {
+// listen makes the socket, and says which group may use it.
+func (s *Server) listen() (l net.Listener, gid int, err error) {
 	path := s.conf.Socket
-	gid := 0
 	if s.conf.Group != "" {
 		g, err := user.LookupGroup(s.conf.Group)
 		if err != nil {
-			return nil, fmt.Errorf("api.group: %w", err)
+			return nil, 0, fmt.Errorf("api.group: %w", err)
 		}
 		if gid, err = strconv.Atoi(g.Gid); err != nil {
-			return nil, fmt.Errorf("api.group: %w", err)
+			return nil, 0, fmt.Errorf("api.group: %w", err)
 		}
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return nil, 0, err
 	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
+	if l, err = net.Listen("unix", path); err != nil {
+		return nil, 0, err
 	}
-	// The group first: until the mode is set umask decides, which spares none.
+	// Until the mode is set umask decides who may connect, and the credentials of
+	// the peer who is answered.
 	if err := errors.Join(os.Chown(path, 0, gid), os.Chmod(path, 0o660)); err != nil {
-		return nil, errors.Join(err, l.Close())
+		return nil, 0, errors.Join(err, l.Close())
 	}
-	return l, nil
+	return l, gid, nil
+}
+
+// peerKey is that of what checkPeer has said, in the context of a connection.
+type peerKey struct{}
+
+// known answers those that checkPeer lets pass, and tells the others why not.
+func (s *Server) known(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err, _ := r.Context().Value(peerKey{}).(error); err != nil {
+			s.conf.Log.Warn("refused a call", "err", err)
+			w.Header().Set("Connection", "close")
+			write(w, http.StatusForbidden, api.Problem{Error: wire.NewFailure(err)})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// checkPeer lets root pass, and members of the group: what they were when they
+// connected, and root of this user namespace, since the kernel translates.
+func checkPeer(c net.Conn, gid int) error {
+	unixConn, ok := c.(*net.UnixConn)
+	if !ok {
+		return fmt.Errorf("%T tells no credentials", c)
+	}
+	raw, err := unixConn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var groups []uint32
+	cerr := raw.Control(func(fd uintptr) {
+		if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			groups, err = peerGroups(fd)
+		}
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		return fmt.Errorf("credentials of the peer: %w", err)
+	}
+	if cred.Uid == 0 || int(cred.Gid) == gid || slices.Contains(groups, uint32(gid)) {
+		return nil
+	}
+	return fmt.Errorf(`only root and the group %d are served here, and process %d is of user %d; "api.group" in underlayd.json names the group`, gid, cred.Pid, cred.Uid)
+}
+
+// peerGroups are the supplementary groups of the peer.
+func peerGroups(fd uintptr) ([]uint32, error) {
+	groups := make([]uint32, 32)
+	for {
+		size := uint32(len(groups)) * 4
+		_, _, e := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch {
+		case e == 0:
+			return groups[:size/4], nil
+		case e != unix.ERANGE || int(size)/4 <= len(groups):
+			return nil, e
+		}
+		groups = make([]uint32, size/4) // the kernel has said how many there are
+	}
 }
