@@ -53,6 +53,14 @@ func Deaf(name string) error {
 	return err
 }
 
+// Strict drops IPv4 packets that come in by an interface from a source which is not
+// reached by it: what a container sends by its own is then of its own address. The
+// kernel takes the laxer of this and net.ipv4.conf.all.rp_filter, and has nothing of
+// the kind for IPv6.
+func Strict(name string) error {
+	return (&tree{root: sysctls}).set("net/ipv4/conf/"+name+"/rp_filter", "1")
+}
+
 // HaveIPv6 switches IPv6 on where the host's default is off.
 func HaveIPv6(name string) error {
 	return (&tree{root: sysctls}).set("net/ipv6/conf/"+name+"/disable_ipv6", "0")

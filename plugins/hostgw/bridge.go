@@ -61,6 +61,11 @@ func (c *config) putGateway(h *link.Handle, bridge link.Link, ours bool, have []
 		return cni.Errorf(cni.CodeParent, "bridge: %q is not one that this plugin has made, and has not the gateway of ipam; if it is to have that: ip addr add %s dev %s", c.Bridge, on, c.Bridge)
 	}
 	if gw.Is4() {
+		if ours {
+			if err := forward.Strict(c.Bridge); err != nil {
+				return err
+			}
+		}
 		if err := forward.IPv4(c.Bridge); err != nil {
 			return err
 		}

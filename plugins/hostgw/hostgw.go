@@ -115,7 +115,7 @@ func (c *config) forwards(e attach.Ends) error {
 	is4 := func(a ipam.Address) bool { return a.Prefix.Addr().Is4() }
 	is6 := func(a ipam.Address) bool { return a.Prefix.Addr().Is6() }
 	if slices.ContainsFunc(e.Addresses, is4) {
-		if err := forward.IPv4(names...); err != nil {
+		if err := errors.Join(forward.Strict(e.Host.Name), forward.IPv4(names...)); err != nil {
 			return err
 		}
 	}
