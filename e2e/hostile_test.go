@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -143,6 +145,25 @@ func forgeSources(t *testing.T, more keys) {
 	}
 	if !passes(other.addrs[1].String(), 1) {
 		t.Error("IPv6 is checked; SECURITY.md says that it is not")
+	}
+	if more == nil {
+		remedy := []string{"add table ip6 strict", "add chain ip6 strict in { type filter hook prerouting priority 0; }",
+			`add rule ip6 strict in iifname "ul*" fib saddr . iif oif missing drop`}
+		text, err := os.ReadFile(filepath.Join("..", "SECURITY.md"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, command := range remedy {
+			if !strings.Contains(string(text), "    "+command+"\n") {
+				t.Errorf("SECURITY.md does not say %q", command)
+			}
+			mustDo(t, b.h1.Namespace, "nft", command)
+		}
+		if passes(other.addrs[1].String(), 1) {
+			t.Error("the rules of SECURITY.md let a forged source pass")
+		}
+		meet(t, bad.station, c2.station)
+		meet(t, bad.station, hostStation(t, b.h1))
 	}
 	mustDo(t, b.h1.Namespace, "sh", "-c", "for f in /proc/sys/net/ipv4/conf/ul*/rp_filter; do echo 0 >$f; done")
 	for _, source := range sources {

@@ -133,6 +133,7 @@ var inputs = []input{
 	{name: "exhausted", conf: keys{"ipam": oneAddress("")}, make: beside(keys{"ipam": oneAddress("")}),
 		code: codeTryAgain, texts: []string{`"lan"`, "192.0.2.10", "1 usable, 1 held, 0 cooling, 0 quarantined, 0 reserved, 0 used by others"}},
 	{name: "no plugin of that type", conf: keys{"ipam": keys{"type": "nosuch"}}, code: codeIO, texts: []string{`ipam "nosuch"`}},
+	{name: "type is a path", conf: keys{"ipam": keys{"type": "../bin/true"}}, code: codeIO, texts: []string{`ipam "../bin/true"`, "invalid plugin name"}},
 
 	// Addresses asked for.
 	{name: "IP is none", args: [][2]string{{"IP", "192.0.2.256"}}, code: codeConfig, at: "CNI_ARGS IP[0]", texts: []string{`"192.0.2.256"`}},
@@ -152,6 +153,7 @@ var inputs = []input{
 		conf: pool(`"ranges": [[{"subnet": "192.0.2.0/24", "rangeEnd": "192.0.2.99"}], [{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.100"}]]`)},
 
 	// The parent.
+	{name: "master is a path", conf: keys{"master": "../eth1"}, code: codeParent, at: "master", texts: []string{`"../eth1"`}},
 	{name: "master missing", conf: keys{"master": "nosuch0"}, code: codeParent, at: "master", texts: []string{`"nosuch0"`}},
 	{name: "master down", make: on("ip link set eth1 down"), code: codeParent, at: "master", texts: []string{`"eth1"`, "down"}},
 	{name: "no master", conf: keys{"master": ""}, code: codeParent, at: "master", texts: []string{"default route"}},
