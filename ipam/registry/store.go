@@ -12,6 +12,9 @@ var (
 	// ErrCompacted is returned by Watch when the store has forgotten what came
 	// after the revision asked for: list again.
 	ErrCompacted = errors.New("the store has forgotten that revision")
+	// ErrWentBack is returned by Watch when the store is at an earlier revision
+	// than it was: it was restored from a backup.
+	ErrWentBack = errors.New("the registry is at an earlier revision than before")
 	// ErrTaken is returned by Bind while another session holds the key.
 	ErrTaken = errors.New("another session holds it")
 	// ErrUnreachable is returned by what connects to a store that does not answer

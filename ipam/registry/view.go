@@ -306,10 +306,14 @@ func (v *View) UnreadNodes() (nodes []lease.Node) {
 // may read and change the last one.
 func Follow(ctx context.Context, s Store, v *View, mu sync.Locker, pause func(ctx context.Context, err error, failures int) error, f func(*View, News) error) error {
 	failures := 0
+	var last lease.Rev
 	for {
 		var err error
 		if v == nil {
 			v, err = Registry{Store: s}.View(ctx)
+		}
+		if err == nil && v.Rev < last {
+			last, v, err = v.Rev, nil, ErrWentBack
 		}
 		if err == nil {
 			failures = 0
@@ -325,7 +329,7 @@ func Follow(ctx context.Context, s Store, v *View, mu sync.Locker, pause func(ct
 			if own != nil {
 				return own
 			}
-			v = nil
+			last, v = v.Rev, nil
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

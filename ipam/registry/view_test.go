@@ -152,6 +152,9 @@ func TestFollow(t *testing.T) {
 		})
 		s.Restore(snap)
 		check("after the restore")
+		if !slices.ContainsFunc(pauses, func(err error) bool { return errors.Is(err, registry.ErrWentBack) }) {
+			t.Errorf("nobody was told that the store went back: %v", pauses)
+		}
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Errorf("ended with %v", err)

@@ -54,10 +54,6 @@ type Config struct {
 // comes again: nobody gets anywhere.
 const patience = 3
 
-// ErrWentBack is returned by a watch when the cluster is at an earlier
-// revision than it was: it was restored from a backup.
-var ErrWentBack = errors.New("etcd is at an earlier revision than before")
-
 // Store is a connection to a cluster.
 type Store struct {
 	client         *clientv3.Client

@@ -218,7 +218,7 @@ func TestWatchNoticesThatTheClusterWentBack(t *testing.T) {
 	store := connect(t, etcd.Config{Endpoints: []string{s.endpoint}, Check: 100 * time.Millisecond})
 	ready(t, store)
 	// A watch that has heard of more than the cluster knows.
-	if err := store.Watch(t.Context(), "/t/", 1000, func(registry.Batch) error { return nil }); err != etcd.ErrWentBack {
+	if err := store.Watch(t.Context(), "/t/", 1000, func(registry.Batch) error { return nil }); err != registry.ErrWentBack {
 		t.Errorf("%v, want ErrWentBack", err)
 	}
 }

@@ -102,7 +102,7 @@ func (w *watcher) watch(ctx context.Context) error {
 		case <-w.check.C:
 			l, err := w.List(ctx, w.prefix+"\x00") // no key is below this
 			if err == nil && l.Rev < w.after {
-				return ErrWentBack
+				return registry.ErrWentBack
 			}
 			// A cluster that does not answer ends the watch by itself.
 		case <-ctx.Done():

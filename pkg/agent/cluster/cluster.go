@@ -261,6 +261,9 @@ func (c *Cluster) live(ctx context.Context, failed <-chan error, started func())
 
 // linger waits before the registry is listed again.
 func (c *Cluster) linger(ctx context.Context, err error, failures int) error {
+	if errors.Is(err, registry.ErrWentBack) {
+		return err // to join anew, which compares before it writes
+	}
 	if failures > 1 || !errors.Is(err, registry.ErrCompacted) {
 		c.lose(err)
 	}
