@@ -189,7 +189,7 @@ demo-clean: root ## remove what `make demo KEEP=1` left up
 GUEST := user-mode-linux kmod iptables
 
 .PHONY: test
-test: PACKAGES := ca-certificates curl gcc libc6-dev iproute2 iputils-ping nftables busybox-static containerd runc etcd-server iperf3 $(GUEST)
+test: PACKAGES := ca-certificates curl procps gcc libc6-dev iproute2 iputils-ping nftables busybox-static containerd runc etcd-server iperf3 $(GUEST)
 test: root packages lint test-rooms test-whole test-guest conformance ## everything but the benchmarks; sets a fresh Debian machine up by itself
 
 .PHONY: test-rooms

@@ -53,8 +53,8 @@ func eachSample(t *testing.T, do func(*testing.T, string)) {
 		if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), "underlayd") || strings.HasPrefix(d.Name(), "cluster-") {
 			return err
 		}
-		// See TestChainsTold, TestOperations, TestAlerts, and e2e/repo.
-		if d.Name() == "README.md" || slices.Contains([]string{"prometheus", "debian"}, filepath.Base(filepath.Dir(path))) {
+		// See TestChainsTold, TestOperations, TestAlerts, e2e/documents and e2e/repo.
+		if filepath.Ext(path) == ".md" || slices.Contains([]string{"prometheus", "debian"}, filepath.Base(filepath.Dir(path))) {
 			return nil
 		}
 		if filepath.Ext(path) == ".json" { // see lendSample, and TestSampleObjects

@@ -20,7 +20,7 @@ import (
 
 // writes are the keys that the agent of a node writes which is no operator's. Of all
 // below /underlay/ it reads.
-var writes = []string{"/underlay/live/", "/underlay/segment/", "/underlay/member/", "/underlay/v1/block/", "/underlay/v1/node/", "/underlay/v1/want/"}
+var writes = []string{"/underlay/live/", "/underlay/segment/", "/underlay/member/", "/underlay/vni/", "/underlay/v1/block/", "/underlay/v1/node/", "/underlay/v1/want/"}
 
 // guarded starts an etcd on the host that knows two users: operator, who may change
 // all that is ours, and node, who may change what a node has to.
