@@ -32,7 +32,7 @@ VCS = $(shell git status >/dev/null 2>&1 || echo -buildvcs=false)
 # A plugin runs for milliseconds, most of them in the kernel and on the disk.
 # Inlining its own functions, or those of what it is made of, makes it larger
 # and no faster.
-SMALL := $(foreach p,$(MODULE) go.etcd.io/bbolt github.com/containernetworking github.com/vishvananda golang.org/x/sys time,-gcflags='$(p)/...=-l')
+SMALL := $(foreach p,$(MODULE) go.etcd.io/bbolt github.com/containernetworking github.com/vishvananda golang.org/x/sys time regexp encoding os/exec,-gcflags='$(p)/...=-l')
 
 section = printf '\n== %s ==\n' "$(1)"
 
