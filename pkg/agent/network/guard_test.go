@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/underlay-cni/underlay/ipam/lease"
 	"github.com/underlay-cni/underlay/pkg/agent/network/plan"
 	"github.com/underlay-cni/underlay/pkg/vxlan"
 )
@@ -21,5 +22,15 @@ func TestGuardedPorts(t *testing.T) {
 		if got := fmt.Sprint(task.ruleset(r).Ports); got != want {
 			t.Errorf("known %v: ports %s, want %s", known, got, want)
 		}
+	}
+	// A node of which no address is known may send to any port of a network.
+	r.snapshot.Nodes = map[lease.Node]plan.Node{"a": {Why: "a newer version of underlay wrote it"}}
+	task := &Task{conf: Config{Guard: func() ([]uint16, []netip.Addr, bool) { return []uint16{4789, 8472}, nil, true }}}
+	if got := fmt.Sprint(task.ruleset(r).Ports); got != "[4789]" {
+		t.Errorf("a node that cannot be read: ports %s", got)
+	}
+	r.snapshot.Nodes["a"] = plan.Node{Why: "as above", Addresses: r.plan.Nodes}
+	if got := fmt.Sprint(task.ruleset(r).Ports); got != "[4789 8472]" {
+		t.Errorf("a node that could be read before: ports %s", got)
 	}
 }

@@ -350,9 +350,13 @@ func (t *Task) ruleset(r round) (want nft.Ruleset) {
 	if len(r.plan.Overlays) > 0 {
 		want.VTEPs = append(want.VTEPs, r.plan.Nodes...)
 	}
+	blind := r.snapshot.Blind()
 	for _, o := range r.plan.Overlays {
-		if known { // or others that use the port would be cut off
-			want.Ports = append(want.Ports, uint16(o.Device.Port))
+		switch port := uint16(o.Device.Port); {
+		case blind: // and what an earlier agent has set goes on with that node
+			want.Ports = slices.DeleteFunc(want.Ports, func(p uint16) bool { return p == port })
+		case known: // or others that use the port would be cut off
+			want.Ports = append(want.Ports, port)
 		}
 	}
 	slices.Sort(want.Ports)

@@ -111,6 +111,17 @@ func (s *Snapshot) Choice() bool {
 	return slices.ContainsFunc(s.Networks, func(n Network) bool { return n.DirectRouting && n.Why == "" })
 }
 
+// Blind reports whether there is a node of which no address is known, since its
+// record cannot be read.
+func (s *Snapshot) Blind() bool {
+	for _, n := range s.Nodes {
+		if n.Why != "" && len(n.Addresses) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Within returns the UUID of the pool that a subnet lies in, "" for none, and
 // whether it has something of a block of this node's.
 func (s *Snapshot) Within(subnet netip.Prefix) (pool string, own bool) {
@@ -166,9 +177,9 @@ func (t *taker) unread(follow []string) {
 		known := t.before.Nodes[n]
 		known.Why = t.v.Unread[record.NodeFolder+string(n)].Error()
 		t.s.Nodes[n] = known
-		t.s.Partial = t.s.Partial || len(known.Addresses) == 0
 		t.s.Odd = append(t.s.Odd, Odd{Node: n, Why: known.Why})
 	}
+	t.s.Partial = t.s.Blind()
 	for key, why := range t.v.Unread {
 		if name, is := strings.CutPrefix(key, record.PoolFolder); is {
 			t.pools[name] = why
@@ -214,6 +225,7 @@ func (t *taker) network(n Network) {
 	case odd:
 		t.s.Partial = true
 		n.Why = fmt.Sprintf("pool %q cannot be read: %v", n.Pool, why)
+		t.s.Odd = append(t.s.Odd, Odd{Network: n.Name, Why: n.Why})
 	default:
 		n.Why = fmt.Sprintf("the registry has no pool %q", n.Pool)
 	}
