@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 
+	"github.com/underlay-cni/underlay/pkg/agent/network/plan"
 	"github.com/underlay-cni/underlay/pkg/agent/runfile"
 )
 
@@ -40,7 +42,9 @@ func (t *Task) inherits(now round) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for name := range t.earlier {
-		if n, known := now.snapshot.Network(name); !known || n.Why != "" {
+		n, known := now.snapshot.Network(name)
+		odd := slices.ContainsFunc(now.snapshot.Odd, func(o plan.Odd) bool { return o.Network == name })
+		if odd && (!known || n.Why != "") { // or it is gone for good
 			return true
 		}
 	}

@@ -95,3 +95,18 @@ func TestPartial(t *testing.T) {
 		t.Errorf("rules\n%s", d.rules)
 	}
 }
+
+// TestPartialElsewhere: rules do not wait for a record of something else, though a
+// network of before has been deleted.
+func TestPartialElsewhere(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	must(t, runfile.Write(filepath.Join(dir, syncedFile), earlier{"deleted": true}))
+	node := registry.Item{Key: record.NodeFolder + "20000000-0000-4000-8000-000000000009", Value: []byte("{"), Rev: 6}
+	d := newDesk(t, func(c *Config) { c.RunDir = dir }, append(peer(5), node)...)
+	d.run(t)
+	<-d.Ready()
+	if err := d.Await(t.Context(), ipam.Uses{Network: "pods", Masquerade: true}); err != nil {
+		t.Error(err)
+	}
+}
