@@ -156,14 +156,11 @@ func (r Registry) PutSegment(ctx context.Context, s record.Segment) error {
 	return nil
 }
 
-// sign says that a node may have a part in a segment.
+// sign says that a node may have a part in a segment. It is written also where it
+// is there: a deletion of before, of which nobody knows whether it arrives, comes
+// too late then.
 func (r Registry) sign(ctx context.Context, n lease.Node, vni int) error {
-	return r.edit(ctx, record.MemberKey(n, vni), func(i Item) ([]byte, error) {
-		if i.Rev != 0 {
-			return nil, nil
-		}
-		return []byte("{}"), nil
-	})
+	return r.edit(ctx, record.MemberKey(n, vni), func(Item) ([]byte, error) { return []byte("{}"), nil })
 }
 
 // DeleteSegment withdraws a node's part in a segment: its own, or that of one that

@@ -230,6 +230,11 @@ func (r Registry) take(ctx context.Context, tenant, name string, prefer int) (n 
 			return n, errAgain // somebody has been quicker
 		case have.State != "" || !full.Range.Has(vni):
 		case own:
+			// Who is in it by a configuration is in another segment, unless it is
+			// the one who asks.
+			if _, is := v.Network(vni); vni != prefer && (is || len(members[vni]) > 0) {
+				return n, cmp.Or(r.giveBack(ctx, have), errAgain)
+			}
 			return have, nil
 		default:
 			open = append(open, have)

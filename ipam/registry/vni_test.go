@@ -95,3 +95,50 @@ func TestVNI(t *testing.T) {
 	store.Put(record.ClusterKey, record.EncodeCluster(record.Cluster{ID: record.NewUUID(), Epoch: lease.Epoch{Number: 1, ID: record.NewUUID()}, Frozen: &record.Frozen{Node: n1, Epoch: 1}}))
 	refused("e", "red", "frozen", 0)
 }
+
+// TestVNILeftBehind: one that was taken for a name by somebody who died, and that a
+// configuration or a network has by now, is not that name's.
+func TestVNILeftBehind(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	store := memstore.New()
+	r := registry.Registry{Store: store}
+	must(t, r.PutTenant(ctx, record.Tenant{Name: "red", VNIs: record.VNIs{First: 7, Last: 8}}))
+	store.Put(record.NumberKey(7), record.EncodeNumber(record.Number{VNI: 7, Tenant: "red", Name: "a", Token: record.NewUUID()}))
+	must(t, r.PutSegment(ctx, part(n1))) // of 7
+	if vni, err := r.VNI(ctx, "red", "a", 0); vni != 8 || err != nil {
+		t.Errorf("%d, %v, and others are in 7", vni, err)
+	}
+	if item, err := store.Get(ctx, record.NumberKey(7)); err != nil || item.Rev != 0 {
+		t.Errorf("it is still taken: %s, %v", item.Value, err)
+	}
+}
+
+// TestJoinAfterLeave: a node that comes again is seen, however late its own leaving
+// arrives.
+func TestJoinAfterLeave(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	store := memstore.New()
+	r := registry.Registry{Store: store}
+	must(t, r.PutTenant(ctx, record.Tenant{Name: "red", VNIs: record.VNIs{First: 7, Last: 8}}))
+	_, err := r.Join(ctx, "red", "a", 0, n1)
+	must(t, err)
+	store.Rig(func(q memstore.Request) memstore.Fault {
+		if q.Kind == "delete" {
+			return memstore.Delay
+		}
+		return memstore.Deliver
+	})
+	if err := r.DeleteSegment(ctx, 7, n1); err == nil {
+		t.Fatal("it is on its way, and is said to be done")
+	}
+	store.Rig(nil)
+	_, err = r.Join(ctx, "red", "a", 0, n1)
+	must(t, err)
+	store.Land(0)
+	var used *registry.InUseError
+	if _, err := r.Forget(ctx, "red", "a"); !errors.As(err, &used) {
+		t.Errorf("forgotten while a node has joined it: %v", err)
+	}
+}
