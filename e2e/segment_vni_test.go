@@ -6,6 +6,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/underlay-cni/underlay/ipam"
+	"github.com/underlay-cni/underlay/ipam/client"
 )
 
 // named is the configuration of a tenant's segment that has its VNI by its name.
@@ -83,7 +86,14 @@ func TestSegmentByName(t *testing.T) {
 	eventually(t, "a name that nobody uses", func() bool { return strings.Contains(forget(), "has VNI 5000 no more") })
 	r5 := attach(t, h1.Host, "r5", h1.named("lan3", "red", "red"))
 	wantSegments(t, h1.Host, 5000)
-	r5.del()
+	// Of one whose record alone is gone, as after a sweep, GC removes the rest.
+	_, err = client.New(h1.DataDir, h1.RunDir).Release(t.Context(), ipam.ReleaseRequest{Attachment: ipam.Attachment{
+		Network: "lan3/vxlan", ContainerID: r5.rt.ContainerID, IfName: r5.rt.IfName,
+	}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantOK(t, "GC", r5.cni.GC(t.Context(), r5.conf))
 	wantSegments(t, h1.Host)
 	wantSegments(t, h2.Host)
 }

@@ -139,6 +139,9 @@ func (c *config) collect(ctx context.Context, req *cni.Request) error {
 			return err
 		}))
 	}
+	if c.Mode == modeSegment {
+		_ = c.askVNI(ctx, true) // while nobody can tell, the next GC does it
+	}
 	left := ipam.AttachmentRecord{Uses: c.uses()}
 	return errors.Join(append(errs, c.unmake(ctx, left, func() error { return nil }))...)
 }
