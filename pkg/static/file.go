@@ -31,17 +31,16 @@ const (
 	suffix   = ".json"
 	lockName = "lock"
 	markName = "unapplied"
+	// A network's file before it gets its name begins so, in the folder.
+	temporary = "/."
 )
 
 func (h Host) file(network string) string { return filepath.Join(h.Dir, network+suffix) }
 func (h Host) mark() string               { return filepath.Join(h.Dir, markName) }
 
-// temporary is the file of a network before it gets its name.
-func (h Host) temporary(network string) string { return filepath.Join(h.Dir, "."+network) }
-
 // knows reports whether there is anything to be removed of a network.
 func (h Host) knows(network string) bool {
-	for _, path := range []string{h.file(network), h.mark(), h.temporary(network)} {
+	for _, path := range []string{h.file(network), h.mark(), h.Dir + temporary + network} {
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 			return true
 		}
@@ -149,9 +148,9 @@ func (h Host) read() (all map[string]*state, odd map[string]error, err error) {
 // write replaces the file of a network; nil removes it. It is not synced: after
 // a loss of power it would tell of another boot.
 func (h Host) write(network string, s *state) error {
-	path := h.file(network)
+	path, before := h.file(network), h.Dir+temporary+network
 	if s == nil {
-		for _, path := range []string{h.temporary(network), path} {
+		for _, path := range []string{before, path} {
 			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
@@ -166,8 +165,8 @@ func (h Host) write(network string, s *state) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(h.temporary(network), text, 0o600); err != nil {
+	if err := os.WriteFile(before, text, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(h.temporary(network), path)
+	return os.Rename(before, path)
 }

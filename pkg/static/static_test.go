@@ -199,11 +199,11 @@ func TestKilled(t *testing.T) {
 			"routes made, rules not":  func() { mark(); run(t, "nft delete table inet "+Table) },
 			"applied, mark not gone":  mark,
 			"removed, not applied":    func() { mark(); must(t, os.Remove(h.file("a"))) },
-			"half of a file was left": func() { must(t, os.WriteFile(h.temporary("a"), []byte(`{"v"`), 0o600)) },
+			"half of a file was left": func() { must(t, os.WriteFile(h.Dir+temporary+"a", []byte(`{"v"`), 0o600)) },
 			"half of the first file": func() {
 				mark()
 				must(t, os.Remove(h.file("a")))
-				must(t, os.WriteFile(h.temporary("a"), nil, 0o600))
+				must(t, os.WriteFile(h.Dir+temporary+"a", nil, 0o600))
 				run(t, "ip route flush proto 142")
 				run(t, "nft delete table inet "+Table)
 				must(t, os.Remove(h.mark()))
