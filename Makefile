@@ -195,16 +195,16 @@ test: root packages lint test-rooms test-whole test-guest conformance ## everyth
 .PHONY: test-rooms
 test-rooms: root ## tests of each package: plain, in namespaces, and of the real binary by script
 	@$(call section,unit and netns and script tests)
-	go test -race ./pkg/... ./ipam/... ./plugins/...
+	go test -race -timeout 30m ./pkg/... ./ipam/... ./plugins/...
 	# In full, which under the race detector would take minutes (-deep: more).
 	go test ./ipam/lease
 
 .PHONY: test-whole
 test-whole: root ## tests of the whole: repository rules, hosts on a switch
 	@$(call section,whole system)
-	go test -count=1 $$(go list ./e2e/... | grep -v -e /conformance$$ -e /vm/guest$$ -e /history$$ -e /crowd$$ -e /chaos$$)
+	go test -count=1 -timeout 30m $$(go list ./e2e/... | grep -v -e /conformance$$ -e /vm/guest$$ -e /history$$ -e /crowd$$ -e /chaos$$)
 	# These take all processors for minutes, and others' timing with them.
-	go test -count=1 -p 1 ./e2e/crowd ./e2e/history ./e2e/chaos
+	go test -count=1 -timeout 30m -p 1 ./e2e/crowd ./e2e/history ./e2e/chaos
 
 .PHONY: test-history
 test-history: PACKAGES := ca-certificates iproute2 etcd-server

@@ -24,6 +24,9 @@ const (
 // do has the agent answer q, or runs f on the ledger if there is no agent, and
 // then returns no response.
 func (c *Client) do(ctx context.Context, q *wire.Request, f func(*ledger.Ledger) error) (*wire.Response, error) {
+	if err := c.CheckPlace(); err != nil {
+		return nil, err
+	}
 	q.Version, q.DataDir = wire.Version, filepath.Clean(c.o.DataDir)
 	reading := q.Op != wire.OpAllocate && q.Op != wire.OpRelease && q.Op != wire.OpStatus
 	var lost error

@@ -44,7 +44,7 @@ const (
 )
 
 // AttachmentVersion is the oldest version that can tell what an attachment
-// uses, and its token: what an older program can read, it is to be able to read.
+// uses, and its token: all that an ADD makes has one, what a rebuild finds has none.
 func AttachmentVersion(u ipam.Uses, token uint64) int {
 	switch {
 	case token != 0:
